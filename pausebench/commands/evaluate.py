@@ -1,0 +1,124 @@
+"""``pausebench evaluate``: score a finetuned run with any number M of pauses (sections 3.1 and 5.2)."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+
+from pausebench.commands import runs
+from pausebench.commands.finetune import check_length
+from pausebench.config import EvaluateConfig, FinetuneConfig, plain
+from pausebench.data.batches import RowLayout
+from pausebench.data.embedded import World, build_world, task_fingerprint
+from pausebench.errors import BadInput, Interrupted
+from pausebench.evaluation.evaluator import Evaluator
+from pausebench.model.decoder import Decoder
+from pausebench.results.run_folder import RunFolder, read_json, write_atomically, write_json
+from pausebench.tasks import TASKS
+from pausebench.training import checkpoint, stop
+from pausebench.training.device import choose_device, cpu_threads
+from pausebench.training.progress import Progress
+
+
+def run(config: EvaluateConfig) -> dict[str, Any]:
+    """Score every M asked for that has no result yet; the model is loaded once."""
+    run_path = runs.existing_run(config.runs, "finetune", config.run)
+    manifest, trained = read_json(run_path / "manifest.json"), read_json(run_path / "result.json")
+    finetuned = load_finetune_config(run_path)
+    world, task = build_world(finetuned.world), TASKS[finetuned.task]
+    if world.tokenizer.fingerprint != manifest["tokenizer"]:
+        raise BadInput(f"{run_path} was trained with tokenizer {manifest['tokenizer']}; it is now {world.tokenizer.fingerprint}.")
+    fingerprint = task_fingerprint(world, finetuned.seed)
+    RunFolder(run_path.parent.parent, "finetune", run_path.name).check_fingerprint(
+        fingerprint, config.allow_changed, "allow_changed=true"
+    )
+    parent = replace(runs.RANDOM, name=manifest["parent"], length=manifest["pretrained_length"])
+    counts = config.pause_counts(finetuned.pauses)
+    for m in counts:
+        check_length(finetuned, task, world, parent, m, "mt")
+    layout = replace(
+        RowLayout.of(finetuned, task, world.tokenizer),
+        placement=config.placement or finetuned.placement,
+        pause_id=filler_id(config.filler, world),
+    )
+    folders = {m: evaluate_folder(config, run_path.name, layout, m) for m in counts}
+    progress = Progress(run_path.name, 0, config.quiet)
+    todo = [m for m in counts if folders[m].result is None]
+    if todo:
+        device = choose_device(config.device)
+        with cpu_threads(config.threads), stop.watched():
+            model = Decoder(finetuned.model, world.tokenizer.vocab_size)
+            checkpoint.load_checkpoint(run_path / trained["checkpoint"], model)
+            model = model.to(device).eval()
+            evaluator = Evaluator(model, task, world, config.batch_size)
+            for m in todo:
+                with folders[m].locked():
+                    result, predictions = evaluator.evaluate(layout, m)
+                    about = {
+                        "task": task.name,
+                        "task_version": task.version,
+                        "world": finetuned.world.name,
+                        "split": "test",
+                        **result,
+                        "chance": task.chance(finetuned.world.n_task, finetuned.world.alphabet),
+                        "variant": manifest["variant"],
+                        "pretraining": manifest["pretraining"],
+                        "k": finetuned.k,
+                        "mt": m,
+                        "filler": world.tokenizer.words[layout.pause_id],
+                        "placement": layout.placement.value,
+                        "prefix": finetuned.prefix.value,
+                        "seed": finetuned.seed,
+                        "pretraining_seed": manifest["pretraining_seed"],
+                        "model": finetuned.model.name,
+                        "parameters": manifest["parameters"],
+                        "step": trained["step"],
+                        "finetune_run": run_path.name,
+                        "pretrain_run": None if manifest["parent"] == "random" else manifest["parent"],
+                        "prompt_hash": task.prompt_hash(world.task_rows(0, 0, 1)[0]),
+                        "data_fingerprint": fingerprint,
+                    }
+                    write_atomically(folders[m].path / "config.yaml", yaml.safe_dump(plain(replace(config, mt=m))))
+                    lines = "".join(json.dumps(row) + "\n" for row in predictions)
+                    write_atomically(folders[m].path / "predictions.jsonl", lines)
+                    write_json(folders[m].path / "result.json", about)
+                if stop.reason() is not None and m != todo[-1]:
+                    raise Interrupted(f"{stop.reason()}: M up to {m} of {counts} are scored. Type the same command to go on.")
+    results = {m: folders[m].result for m in counts}
+    for m, result in results.items():
+        if not config.quiet:
+            progress.say(
+                f"{run_path.name}  M={m}  {result['metric']} {result['value']:.4f} ± {result['stderr']:.4f}  "
+                f"target nll {result['target_nll']:.4f}  n={result['n']}  {folders[m].path}"
+            )
+    return {"names": [folders[m].name for m in counts]}
+
+
+def evaluate_folder(config: EvaluateConfig, run: str, layout: RowLayout, m: int) -> RunFolder:
+    """Where the result for one M stands."""
+    identity: dict[str, Any] = {"run": run, "m": m}
+    if m > 0:
+        identity |= {"filler": config.filler, "placement": layout.placement.value}
+    return runs.evaluate_folder(config.runs, identity)
+
+
+def load_finetune_config(run: Path) -> FinetuneConfig:
+    """The resolved config that a finetune run was made with."""
+    stored = yaml.safe_load((run / "config.yaml").read_text())
+    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(FinetuneConfig), stored))
+    assert isinstance(config, FinetuneConfig)
+    return config
+
+
+def filler_id(filler: str, world: World) -> int:
+    """The id that fills the pauses' places. Raises ``BadInput`` for what is neither ``pause`` nor a word."""
+    tokenizer = world.tokenizer
+    known = {"pause": tokenizer.pause_id, "end": tokenizer.end_id, **tokenizer.ids}
+    if filler not in known:
+        raise BadInput(f"filler={filler}: allowed are pause, end and the words {' '.join(tokenizer.ids)}.")
+    return known[filler]

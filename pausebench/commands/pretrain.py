@@ -1,0 +1,60 @@
+"""``pausebench pretrain``: StdPT (pause=off) or PausePT (pause=on) from random weights (section 3.1, Algorithm 1)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pausebench.commands import runs
+from pausebench.config import PretrainConfig, plain
+from pausebench.data.batches import pretraining_batches
+from pausebench.data.embedded import build_world, corpus_fingerprint
+from pausebench.results.run_folder import write_json
+from pausebench.training import stop
+from pausebench.training.device import choose_device, cpu_threads
+from pausebench.training.progress import Progress
+from pausebench.training.tracking import Tracker
+from pausebench.training.trainer import Trainer
+
+
+def run(config: PretrainConfig) -> dict[str, Any]:
+    """Train to the last step, or return the result that is already there."""
+    world = build_world(config.world)
+    fingerprint = corpus_fingerprint(world, config.seed)
+    folder = runs.pretrain_folder(config)
+    folder.check_fingerprint(fingerprint, config.data.allow_changed, "data.allow_changed=true")
+    progress = Progress(folder.name, config.train.steps, config.quiet)
+    if folder.result is not None:
+        return progress.already_done(folder)
+    device = choose_device(config.device)
+    with folder.locked(), stop.watched(), cpu_threads(config.threads):
+        model = runs.build_model(config, world)
+        batches = pretraining_batches(config, world)
+        runs.write_manifest(
+            folder,
+            config,
+            model,
+            device,
+            variant=config.variant,
+            pretraining="pause" if config.pause.enabled else "std",
+            parent=None,
+            corpus=config.world.name,
+            sequence_length=config.sequence_length,
+            tokenizer=world.tokenizer.fingerprint,
+            data_fingerprint=fingerprint,
+            tokens_per_step=config.train.batch_size * (config.sequence_length or 0),
+        )
+        tracker = Tracker(config.tracking, folder.path, config.world.name, plain(config), progress)
+        trainer = Trainer(
+            model,
+            batches,
+            config.train,
+            folder,
+            precision=config.precision,
+            device=device,
+            tracker=tracker,
+            progress=progress,
+        )
+        with tracker:
+            result = trainer.train()
+        write_json(folder.path / "result.json", result)
+    return progress.done(folder, result)

@@ -1,0 +1,197 @@
+"""What the commands that make a run share: its folder, its manifest, "already done", finding a parent."""
+
+from __future__ import annotations
+
+import platform
+import shlex
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from pausebench import __version__
+from pausebench.config import FinetuneConfig, PretrainConfig, plain
+from pausebench.data.embedded import World
+from pausebench.errors import BadInput
+from pausebench.model.decoder import Decoder
+from pausebench.results.run_folder import NUMERICS_VERSION, RunFolder, read_json, run_name, write_atomically, write_json
+from pausebench.training.device import describe
+
+VERSIONED = ("torch", "hydra-core", "omegaconf", "safetensors")
+
+
+def pretrain_folder(config: PretrainConfig) -> RunFolder:
+    """The folder of a resolved pretrain config."""
+    slug = f"{config.world.name}-{config.model.name}-{config.variant}-s{config.seed}"
+    return RunFolder(config.runs, "pretrain", run_name(slug, config.identity()))
+
+
+def finetune_folder(config: FinetuneConfig, parent: Parent) -> RunFolder:
+    """The folder of a resolved finetune config with this parent."""
+    slug = (
+        f"{config.task}-{config.world.name}-{config.model.name}-{variant(parent.pretraining, config.pauses)}"
+        f"-k{config.k}-s{config.seed}"
+    )
+    return RunFolder(config.runs, "finetune", run_name(slug, config.identity(parent.name)))
+
+
+def evaluate_folder(runs: str, identity: dict[str, Any]) -> RunFolder:
+    """The folder of one M of an evaluation: the finetune run's readable part, M, and the hash of what is scored."""
+    slug = f"{identity['run'].rpartition('-')[0]}-m{identity['m']}"
+    return RunFolder(runs, "evaluate", run_name(slug, identity))
+
+
+def variant(pretraining: str, k: int) -> str:
+    """The paper's name of a combination (section 3.2); NoPT where finetuning starts from random weights."""
+    stage = {"std": "StdPT", "pause": "PausePT", "none": "NoPT"}[pretraining]
+    return f"{stage}_{'PauseFT' if k > 0 else 'StdFT'}"
+
+
+@dataclass(frozen=True)
+class Parent:
+    """What a finetuning starts from: a finished pretrain run, or random weights.
+
+    name: the run's name, or "random". pretraining: std, pause or none. seed: the pretraining seed. length: tokens in
+    a row it was pretrained with (None: never).
+    """
+
+    name: str
+    pretraining: str
+    seed: int | None
+    length: int | None
+    checkpoint: Path | None
+    model: dict[str, Any] | None
+    tokenizer: str | None
+
+
+RANDOM = Parent("random", "none", None, None, None, None, None)
+
+
+def find_parent(config: FinetuneConfig, tokenizer: str) -> Parent:
+    """The parent that ``init`` names or that ``pretraining`` and ``pretraining_seed`` describe.
+
+    Raises ``BadInput`` when there is none (with the command that makes it), when several fit (with the ``init=`` that
+    chooses), or when it has another model or tokenizer.
+    """
+    if config.init == "random":
+        return RANDOM
+    if config.init is not None:
+        return _checked(parent_of(existing_run(config.runs, "pretrain", config.init)), config, tokenizer)
+    wanted = {
+        "model": plain(config.model),
+        "tokenizer": tokenizer,
+        "pretraining": config.pretraining.value,
+        "corpus": config.world.name,
+        "seed": config.pretraining_seed,
+    }
+    found = [
+        path.parent
+        for path in sorted(Path(config.runs, "pretrain").glob("*/manifest.json"))
+        if (manifest := read_json(path)) and {name: manifest[name] for name in wanted} == wanted
+    ]
+    done = [run for run in found if (run / "result.json").exists()]
+    if len(done) == 1:
+        return _checked(parent_of(done[0]), config, tokenizer)
+    if done:
+        choices = "\n".join(f"  init={run}" for run in done)
+        raise BadInput(
+            f"{len(done)} runs in {config.runs}/pretrain fit pretraining={config.pretraining.value} "
+            f"pretraining_seed={config.pretraining_seed} model={config.model.name}. Choose one:\n{choices}"
+        )
+    pause = "on" if config.pretraining.value == "pause" else "off"
+    command = (
+        f"pausebench pretrain world={config.world.name} model={config.model.name} pause={pause} "
+        f"seed={config.pretraining_seed}" + ("" if config.runs == "runs" else f" runs={shlex.quote(config.runs)}")
+    )
+    state = "is not finished" if found else "does not exist"
+    raise BadInput(
+        f"the {config.pretraining.value} parent of model={config.model.name} on world={config.world.name} with "
+        f"pretraining_seed={config.pretraining_seed} {state} in {config.runs}/pretrain. Make it with\n  {command}\n"
+        "or start from init=random."
+    )
+
+
+def existing_run(runs: str, command: str, given: str) -> Path:
+    """The folder of a finished run given by path or by name. Raises ``BadInput`` for an unknown or unfinished one."""
+    for path in (Path(given), Path(runs, command, given)):
+        if (path / "manifest.json").exists():
+            manifest = read_json(path / "manifest.json")
+            if manifest.get("command") != command:
+                raise BadInput(f"{path} is a {manifest.get('command')} run; a {command} run is needed here.")
+            if not (path / "result.json").exists():
+                raise BadInput(f"{path} is not finished. Type its {command} command again to go on, then this one.")
+            return path
+    known = sorted(run.parent.name for run in Path(runs, command).glob("*/result.json"))
+    listed = "".join(f"\n  {name}" for name in known[:8]) + (f"\n  and {len(known) - 8} more" if known[8:] else "")
+    raise BadInput(
+        f"{given} is no {command} run (looked for {given}/manifest.json and {runs}/{command}/{given}). "
+        + (f"Finished {command} runs:{listed}" if known else f"{runs}/{command} holds none yet: pausebench {command} --help")
+    )
+
+
+def parent_of(run: Path) -> Parent:
+    """A finished pretrain run as a parent."""
+    manifest, result = read_json(run / "manifest.json"), read_json(run / "result.json")
+    return Parent(
+        run.name,
+        manifest["pretraining"],
+        manifest["seed"],
+        manifest["sequence_length"],
+        run / result["checkpoint"],
+        manifest["model"],
+        manifest["tokenizer"],
+    )
+
+
+def _checked(parent: Parent, config: FinetuneConfig, tokenizer: str) -> Parent:
+    if parent.model != plain(config.model):
+        changed = [name for name, value in plain(config.model).items() if (parent.model or {}).get(name) != value]
+        raise BadInput(
+            f"{parent.name} has another model than model={config.model.name}: "
+            + ", ".join(f"{name} is {(parent.model or {}).get(name)} there, {plain(config.model)[name]} here" for name in changed)
+            + ". Give its model=, or another init=."
+        )
+    if parent.tokenizer != tokenizer:
+        raise BadInput(
+            f"{parent.name} was trained with tokenizer {parent.tokenizer}; world={config.world.name} has {tokenizer}. "
+            "Give the world it was trained on, or another init=."
+        )
+    return parent
+
+
+def write_manifest(
+    folder: RunFolder, config: PretrainConfig | FinetuneConfig, model: Decoder, device: torch.device, **fields: Any
+) -> None:
+    """config.yaml and manifest.json of a training run."""
+    folder.create()
+    write_atomically(folder.path / "config.yaml", yaml.safe_dump(plain(config), sort_keys=False))
+    write_json(
+        folder.path / "manifest.json",
+        {
+            "command": folder.command,
+            "name": folder.name,
+            **fields,
+            "seed": config.seed,
+            "model": plain(config.model),
+            "parameters": model.parameter_count(),
+            "precision": config.precision.value,
+            "world_size": 1,
+            "device": describe(device),
+            "versions": {
+                "pausebench": __version__,
+                "python": platform.python_version(),
+                **{name: version(name) for name in VERSIONED},
+            },
+            "numerics_version": NUMERICS_VERSION,
+        },
+    )
+
+
+def build_model(config: PretrainConfig | FinetuneConfig, world: World) -> Decoder:
+    """The decoder of a config for the world's vocabulary, drawn from the run's seed."""
+    model = Decoder(config.model, world.tokenizer.vocab_size)
+    model.initialize(config.seed)
+    return model

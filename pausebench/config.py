@@ -1,0 +1,463 @@
+"""The schema of every command: frozen dataclasses, their ranges and the rules between fields.
+
+Invariant: an object of these classes is valid and complete; whatever may be left open on the command line (``k``,
+``train.warmup_steps``, ``sequence_length``) is filled in by ``resolved``, and the resolved form is what is hashed,
+stored in ``config.yaml`` and used.
+
+Fields marked ``identity=False`` do not determine the result and are left out of a run's name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from pausebench.errors import BadInput
+
+MISSING: Any = "???"  # OmegaConf's mark for a value that has to be given
+
+
+def option(default: Any, help: str, *, identity: bool = True) -> Any:
+    """A config field with the sentence that ``--help`` prints for it."""
+    metadata = {"help": help, "identity": identity}
+    if isinstance(default, (list, dict)) or callable(default):
+        factory = default if callable(default) else (lambda: type(default)(default))
+        return field(default_factory=factory, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def require(condition: bool, given: str, allowed: str, fix: str = "") -> None:
+    """Raise ``BadInput`` with the three parts every message has."""
+    if not condition:
+        raise BadInput(f"{given}: {allowed}." + (f" {fix}" if fix else ""))
+
+
+class Placement(Enum):
+    """Where the K pauses stand (section 5.3; the paper's default is to append)."""
+
+    append = "append"
+    prepend = "prepend"
+
+
+class AttentionKind(Enum):
+    """How the prefix is attended."""
+
+    causal = "causal"  # every position sees the ones before it
+    bidirectional = "bidirectional"  # prefix-LM: prefix and pauses see each other whole (the paper, appendix A)
+    bottleneck = "bottleneck"  # causal, and the target side reads the pauses only, never the prefix (task relay)
+
+
+class Pretraining(Enum):
+    """Which pretrained checkpoint a finetuning starts from."""
+
+    std = "std"
+    pause = "pause"
+
+
+class LengthLimit(Enum):
+    """How long prefix + pauses + target may get."""
+
+    pretrained = "pretrained"  # the length the parent was pretrained with: later positions are untrained
+    positions = "positions"  # the position table: positions past the pretrained length are trained by finetuning
+
+
+class Precision(Enum):
+    """Arithmetic of training; weights and optimizer state are float32 in every case."""
+
+    auto = "auto"  # bf16 from width 64 upwards, fp32 below (autocast costs more than it saves there)
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
+class Source(Enum):
+    """Where rows come from."""
+
+    embedded = "embedded"  # generated worlds that need no download
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A decoder's shape and initialisation scales (group ``model``)."""
+
+    name: str = option(MISSING, "name of the model group")
+    n_layers: int = option(MISSING, "transformer blocks")
+    n_heads: int = option(MISSING, "attention heads; divides d_model")
+    d_model: int = option(MISSING, "width")
+    d_mlp: int = option(MISSING, "width of the MLP's hidden layer")
+    max_positions: int = option(MISSING, "learned positions")
+    activation: str = option("gelu", "gelu (GPT-2's tanh form) or relu")
+    embedding_std: float = option(0.02, "standard deviation of token and position embeddings at initialisation")
+    linear_std: float = option(0.02, "standard deviation of linear weights, unless linear_gain is given")
+    linear_gain: float | None = option(None, "linear weights N(0, (linear_gain / sqrt(fan_in))^2) instead")
+
+    def __post_init__(self) -> None:
+        require(
+            self.activation in ("gelu", "relu"), f"model.activation={self.activation}", "allowed are gelu and relu"
+        )
+        for name in ("n_layers", "n_heads", "d_model", "d_mlp", "max_positions"):
+            require(getattr(self, name) >= 1, f"model.{name}={getattr(self, name)}", "must be at least 1")
+        require(
+            self.d_model % self.n_heads == 0,
+            f"model.n_heads={self.n_heads}",
+            f"must divide model.d_model={self.d_model}",
+        )
+
+
+@dataclass(frozen=True)
+class WorldConfig:
+    """An embedded world: the generator of pretraining documents and task rows (group ``world``)."""
+
+    name: str = option(MISSING, "name of the world group")
+    kind: str = option(MISSING, "count (lists of bits and facts about them) or relay (strings to copy)")
+    sequence_length: int = option(MISSING, "tokens in a row of pretraining")
+    n_min: int = option(1, "shortest list in a pretraining document")
+    n_max: int = option(1, "longest list in a pretraining document")
+    n_task: int = option(MISSING, "length of the list (count) or string (relay) in a task's row")
+    facts: list[str] = option([], "facts that follow a list in pretraining, of MAJ, FIRST, LAST, CNT")
+    alphabet: int = option(8, "relay: number of symbols")
+
+    def __hash__(self) -> int:
+        return hash(repr(self))
+
+    def __post_init__(self) -> None:
+        require(self.kind in ("count", "relay"), f"world.kind={self.kind}", "allowed are count and relay")
+        require(1 <= self.n_min <= self.n_max, f"world.n_min={self.n_min}", f"must be 1 to n_max={self.n_max}")
+        require(1 <= self.n_task, f"world.n_task={self.n_task}", "must be at least 1")
+        require(max(self.n_max, self.n_task) <= 46, f"world.n_max={self.n_max}", "numbers end at 46")
+        unknown = [fact for fact in self.facts if fact not in ("MAJ", "FIRST", "LAST", "CNT")]
+        require(not unknown, f"world.facts={self.facts}", "allowed are MAJ, FIRST, LAST, CNT")
+        require(2 <= self.alphabet <= 26, f"world.alphabet={self.alphabet}", "must be 2 to 26")
+        if self.kind == "count":
+            longest = self.n_max + 2 * len(self.facts) + 1
+            require(
+                self.sequence_length >= longest,
+                f"world.sequence_length={self.sequence_length}",
+                f"the longest document has {longest} tokens",
+            )
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where rows come from (group ``data``)."""
+
+    source: Source = option(Source.embedded, "embedded: generated, no download")
+    allow_changed: bool = option(
+        False, "go on with a run whose data fingerprint is another than in its manifest", identity=False
+    )
+
+
+@dataclass(frozen=True)
+class PauseConfig:
+    """Whether this stage uses pauses (group ``pause``: on or off)."""
+
+    enabled: bool = option(True, "set by pause=on and pause=off")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The optimisation of one run."""
+
+    steps: int = option(1000, "optimizer steps")
+    batch_size: int = option(64, "rows in a step, all micro-batches together")
+    micro_batch_size: int | None = option(None, "rows in one forward pass (none: the whole batch)", identity=False)
+    lr: float = option(1e-3, "peak learning rate")
+    warmup_steps: int | None = option(None, "linear warm-up (none: 5 % of the steps)")
+    min_lr_fraction: float = option(0.1, "the cosine ends at this share of the peak")
+    beta1: float = option(0.9, "AdamW")
+    beta2: float = option(0.95, "AdamW")
+    weight_decay: float = option(0.1, "AdamW, on matrices (not on biases and norms)")
+    clip: float = option(1.0, "largest gradient norm")
+    log_every: int = option(100, "steps between two log lines", identity=False)
+    validate_every: int = option(500, "steps between two validation losses", identity=False)
+    validation_rows: int = option(256, "training-side rows of a validation loss", identity=False)
+    checkpoint_every: int = option(500, "steps between two checkpoints", identity=False)
+    keep_checkpoints: int = option(2, "newest checkpoints kept, beside the best one", identity=False)
+
+    def __post_init__(self) -> None:
+        for name in (
+            "steps",
+            "batch_size",
+            "log_every",
+            "validate_every",
+            "validation_rows",
+            "checkpoint_every",
+            "keep_checkpoints",
+        ):
+            require(getattr(self, name) >= 1, f"train.{name}={getattr(self, name)}", "must be at least 1")
+        require(
+            self.micro_batch_size is None or 1 <= self.micro_batch_size <= self.batch_size,
+            f"train.micro_batch_size={self.micro_batch_size}",
+            f"must be 1 to train.batch_size={self.batch_size}",
+        )
+        require(self.lr > 0, f"train.lr={self.lr}", "must be above 0")
+        require(
+            self.warmup_steps is None or 0 <= self.warmup_steps <= self.steps,
+            f"train.warmup_steps={self.warmup_steps}",
+            f"must be 0 to train.steps={self.steps}",
+        )
+        require(
+            0 <= self.min_lr_fraction <= 1, f"train.min_lr_fraction={self.min_lr_fraction}", "must be between 0 and 1"
+        )
+        for name in ("beta1", "beta2"):
+            require(0 <= getattr(self, name) < 1, f"train.{name}={getattr(self, name)}", "must be at least 0, below 1")
+        require(self.weight_decay >= 0, f"train.weight_decay={self.weight_decay}", "must not be negative")
+        require(self.clip > 0, f"train.clip={self.clip}", "must be above 0")
+
+    def resolved(self) -> TrainConfig:
+        if self.warmup_steps is not None:
+            return self
+        return dataclasses.replace(self, warmup_steps=round(0.05 * self.steps))
+
+
+@dataclass(frozen=True)
+class TrackingConfig:
+    """Weights & Biases (group ``tracking``: wandb or off). The run folder is the truth, W&B a view of it."""
+
+    enabled: bool = option(MISSING, "set by tracking=wandb and tracking=off")
+    project: str = option("pausebench", "W&B project")
+    group: str | None = option(None, "W&B group (none: the task or the world)")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What every command has."""
+
+    runs: str = option("runs", "folder that holds all run folders", identity=False)
+    device: str = option("auto", "auto, cpu or cuda", identity=False)
+    threads: int | None = option(None, "CPU threads (none: torch's choice)", identity=False)
+    quiet: bool = option(False, "no progress on the terminal", identity=False)
+
+    def __post_init__(self) -> None:
+        require(self.device in ("auto", "cpu", "cuda"), f"device={self.device}", "allowed are auto, cpu and cuda")
+        require(self.threads is None or self.threads >= 1, f"threads={self.threads}", "must be at least 1")
+
+
+@dataclass(frozen=True)
+class PretrainConfig(RunConfig):
+    """StdPT (pause=off) or PausePT (pause=on)."""
+
+    model: ModelConfig = option(MISSING, "group: the decoder")
+    data: DataConfig = option(DataConfig, "group: where rows come from")
+    world: WorldConfig = option(MISSING, "group: the embedded world whose documents are read")
+    pause: PauseConfig = option(PauseConfig, "group: pause=on is PausePT, pause=off StdPT")
+    pause_fraction: float = option(0.1, "pauses inserted, as a share of the row's length (section 4.1)")
+    sequence_length: int | None = option(None, "tokens in a row (none: the world's)")
+    seed: int = option(0, "initialisation, order of documents and places of pauses")
+    precision: Precision = option(Precision.auto, "auto, fp32 or bf16")
+    train: TrainConfig = option(TrainConfig, "the optimisation")
+    tracking: TrackingConfig = option(MISSING, "group: W&B", identity=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0 <= self.seed < 2**31, f"seed={self.seed}", "must be 0 to 2147483647")
+        require(
+            0 < self.pause_fraction <= 1,
+            f"pause_fraction={self.pause_fraction}",
+            "must be above 0 and at most 1",
+            "The paper's is 0.1; pause=off pretrains without pauses.",
+        )
+        if self.sequence_length is not None:
+            require(self.sequence_length >= 2, f"sequence_length={self.sequence_length}", "must be at least 2")
+            require(
+                self.sequence_length <= self.model.max_positions,
+                f"sequence_length={self.sequence_length}",
+                f"model={self.model.name} has {self.model.max_positions} positions",
+                "Take a shorter sequence_length or set model.max_positions.",
+            )
+
+    def resolved(self) -> PretrainConfig:
+        """Every open value filled in."""
+        length = self.world.sequence_length if self.sequence_length is None else self.sequence_length
+        return dataclasses.replace(
+            self, sequence_length=length, precision=_resolved(self.precision, self.model), train=self.train.resolved()
+        )
+
+    @property
+    def variant(self) -> str:
+        return "PausePT" if self.pause.enabled else "StdPT"
+
+    def identity(self) -> dict[str, Any]:
+        """What determines the result, for the run's name."""
+        fields = identity_fields(self)
+        if not self.pause.enabled:
+            del fields["pause_fraction"]
+        return fields
+
+
+@dataclass(frozen=True)
+class FinetuneConfig(RunConfig):
+    """StdFT (k=0) or PauseFT (k>0) on one task."""
+
+    task: str = option(MISSING, "group: the task")
+    model: ModelConfig = option(MISSING, "group: the decoder; the parent must have the same")
+    data: DataConfig = option(DataConfig, "group: where rows come from")
+    world: WorldConfig = option(MISSING, "group: the embedded world whose rows are read")
+    pause: PauseConfig = option(PauseConfig, "group: pause=off says the same as k=0", identity=False)
+    k: int | None = option(None, "pauses in every row; 0 is StdFT (none: the task's default_k)")
+    default_k: int = option(8, "K where k is not given", identity=False)
+    placement: Placement = option(Placement.append, "append or prepend the pauses (section 5.3)")
+    prefix: AttentionKind = option(AttentionKind.bidirectional, "causal, bidirectional or bottleneck attention")
+    pretraining: Pretraining = option(Pretraining.pause, "std or pause: which pretrained parent to find in runs/pretrain")
+    pretraining_seed: int = option(0, "seed of that parent")
+    init: str | None = option(None, "a pretrain run's folder, or random, instead of the search by pretraining=")
+    length_limit: LengthLimit = option(
+        LengthLimit.pretrained, "longest row: the parent's pretrained length, or the model's positions"
+    )
+    seed: int = option(0, "initialisation (init=random) and order of rows")
+    precision: Precision = option(Precision.auto, "auto, fp32 or bf16")
+    train: TrainConfig = option(TrainConfig, "the optimisation")
+    tracking: TrackingConfig = option(MISSING, "group: W&B", identity=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("seed", "pretraining_seed"):
+            require(0 <= getattr(self, name) < 2**31, f"{name}={getattr(self, name)}", "must be 0 to 2147483647")
+        require(
+            self.k is None or self.k >= 0,
+            f"k={self.k}",
+            "the number of pauses must not be negative",
+            "k=0 finetunes without pauses, k=10 with ten.",
+        )
+        require(
+            self.pause.enabled or not self.k,
+            f"pause=off k={self.k}",
+            "pause=off means k=0",
+            f"Type pause=off, or k={self.k} alone.",
+        )
+
+    def resolved(self) -> FinetuneConfig:
+        """Every open value filled in."""
+        k = self.k if self.k is not None else (self.default_k if self.pause.enabled else 0)
+        return dataclasses.replace(
+            self,
+            k=k,
+            pause=PauseConfig(enabled=k > 0),
+            precision=_resolved(self.precision, self.model),
+            train=self.train.resolved(),
+        )
+
+    @property
+    def pauses(self) -> int:
+        """K of a resolved config."""
+        assert self.k is not None
+        return self.k
+
+    def identity(self, parent: str) -> dict[str, Any]:
+        """What determines the result; the parent's run name stands for how it was chosen."""
+        fields = identity_fields(self)
+        for name in ("pretraining", "pretraining_seed", "init"):
+            del fields[name]
+        if self.k == 0:
+            del fields["placement"]
+        return fields | {"parent": parent}
+
+
+@dataclass(frozen=True)
+class EvaluateConfig(RunConfig):
+    """Score a finetuned run with any number of pauses."""
+
+    run: str = option(MISSING, "folder of a finetune run, or its name")
+    mt: Any = option(None, "M, pauses at inference: an integer or a list (none: the run's K)")
+    filler: str = option("pause", "pause, or a word of the vocabulary that stands in for it (section 5.2)")
+    placement: Placement | None = option(None, "append or prepend (none: as finetuned)")
+    batch_size: int = option(250, "rows decoded together; scores do not depend on it", identity=False)
+    allow_changed: bool = option(
+        False, "score a run whose data fingerprint is another than in its manifest", identity=False
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        values = self.mt if isinstance(self.mt, list) else [self.mt]
+        valid = all(value is None or (type(value) is int and value >= 0) for value in values)
+        require(
+            valid and len(values) > 0,
+            f"mt={self.mt}",
+            "must be an integer from 0 upwards or a list of them",
+            "For example mt=8 or mt=[0,2,8].",
+        )
+        require(len(set(values)) == len(values), f"mt={self.mt}", "names a number twice")
+        require(self.batch_size >= 1, f"batch_size={self.batch_size}", "must be at least 1")
+
+    def pause_counts(self, k: int) -> list[int]:
+        """The list of M to score; ``k`` where none is given."""
+        return [k if value is None else value for value in (self.mt if isinstance(self.mt, list) else [self.mt])]
+
+
+@dataclass(frozen=True)
+class ReproduceConfig(RunConfig):
+    """Plan, run, resume and report a whole study."""
+
+    result: Any = option(MISSING, "group: which study")
+    seeds: Any = option(None, "a number of seeds or a list of them (none: the study's)")
+    overrides: list[str] = option([], "appended to every pretrain and finetune cell, for example train.steps=50")
+    dry_run: bool = option(False, "print the cells as commands instead of running them")
+    wait: bool = option(True, "wait for cells that another process is running")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        valid = self.seeds is None or (type(self.seeds) is int and self.seeds >= 1)
+        if isinstance(self.seeds, list):
+            valid = len(self.seeds) > 0 and all(type(seed) is int and seed >= 0 for seed in self.seeds)
+        require(valid, f"seeds={self.seeds}", "must be a number of seeds or a list", "For example seeds=3 or seeds=[0,1].")
+
+
+@dataclass(frozen=True)
+class ReportConfig(RunConfig):
+    """Tables and page from the run folders alone."""
+
+    result: str | None = option(None, "one study by name (none: every study found)")
+
+
+COMMANDS: dict[str, type[RunConfig]] = {
+    "pretrain": PretrainConfig,
+    "finetune": FinetuneConfig,
+    "evaluate": EvaluateConfig,
+    "reproduce": ReproduceConfig,
+    "report": ReportConfig,
+}
+
+
+for _schema in (
+    *COMMANDS.values(),
+    RunConfig,
+    ModelConfig,
+    WorldConfig,
+    DataConfig,
+    PauseConfig,
+    TrainConfig,
+    TrackingConfig,
+):
+    # OmegaConf makes the config of a frozen class read-only, and Hydra could then fill nothing in. The objects stay
+    # frozen; only the mark that OmegaConf looks at is taken off.
+    _schema.__dataclass_params__.frozen = False  # type: ignore[attr-defined]
+
+
+def _resolved(precision: Precision, model: ModelConfig) -> Precision:
+    if precision is not Precision.auto:
+        return precision
+    return Precision.bf16 if model.d_model >= 64 else Precision.fp32
+
+
+def plain(value: Any) -> Any:
+    """Dataclasses, enums and containers as what JSON and YAML know."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return value
+
+
+def identity_fields(config: Any) -> dict[str, Any]:
+    """The fields that determine a result, nested and plain."""
+    fields: dict[str, Any] = {}
+    for item in dataclasses.fields(config):
+        if item.metadata.get("identity", True):
+            value = getattr(config, item.name)
+            fields[item.name] = identity_fields(value) if dataclasses.is_dataclass(value) else plain(value)
+    return fields

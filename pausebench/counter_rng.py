@@ -1,0 +1,46 @@
+"""Random numbers as a pure function of (seed, stream, row, draw).
+
+A generator that is advanced row by row would make a row depend on the rows before it, on the batch size and on the
+rank that reads it. Here every number is SplitMix64 (Steele, Lea and Flood 2014) of its own coordinates, so any row can
+be drawn alone, in any order, and a resumed run needs no generator state.
+"""
+
+from __future__ import annotations
+
+import zlib
+
+import torch
+from torch import Tensor
+
+GOLDEN_GAMMA = 0x9E3779B97F4A7C15
+
+
+def _signed(value: int) -> int:
+    """The two's complement reading of a 64-bit word: torch has no unsigned arithmetic."""
+    value &= (1 << 64) - 1
+    return value - (1 << 64) if value >= 1 << 63 else value
+
+
+def _shift_right(x: Tensor, bits: int) -> Tensor:
+    """Logical right shift (torch's is arithmetic)."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def splitmix64(state: Tensor) -> Tensor:
+    """The SplitMix64 output for each int64 state, any shape; products wrap modulo 2**64."""
+    z = state + _signed(GOLDEN_GAMMA)
+    z = (z ^ _shift_right(z, 30)) * _signed(0xBF58476D1CE4E5B9)
+    z = (z ^ _shift_right(z, 27)) * _signed(0x94D049BB133111EB)
+    return z ^ _shift_right(z, 31)
+
+
+def uniform(seed: int, stream: str, rows: Tensor, draws: int) -> Tensor:
+    """float64 [rows, draws], uniform in [0, 1).
+
+    ``stream`` names what the numbers are for ("pause places", "bits", ...); two streams never share numbers.
+    ``rows`` is an int64 vector of row numbers in any order.
+    """
+    key = splitmix64(torch.tensor(_signed(seed * 0x2545F4914F6CDD1D + zlib.crc32(stream.encode()))))
+    row_state = splitmix64(splitmix64(key + rows.to(torch.int64)))[:, None]
+    counters = torch.arange(draws, dtype=torch.int64, device=rows.device) * _signed(GOLDEN_GAMMA)
+    return _shift_right(splitmix64(row_state + counters), 11).to(torch.float64) * 2.0**-53

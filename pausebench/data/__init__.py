@@ -1,0 +1,1 @@
+"""From source rows to batches: worlds, tokenizer, rows for pretraining and finetuning."""

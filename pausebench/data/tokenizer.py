@@ -1,0 +1,45 @@
+"""Tokenizers. Invariant: ``<pause>`` is the last id and never comes out of text."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+from pausebench.errors import BadInput
+
+
+class WordTokenizer:
+    """One id a word, words separated by white space; then ``<end>``, then ``<pause>``.
+
+    The two special tokens have ids and no spelling: the characters "<pause>" in a text are an unknown word like any
+    other.
+    """
+
+    END, PAUSE = "<end>", "<pause>"
+
+    def __init__(self, words: Sequence[str]) -> None:
+        self.words = [*words, self.END, self.PAUSE]
+        self.ids = {word: index for index, word in enumerate(words)}
+        self.vocab_size = len(self.words)
+        self.end_id = self.vocab_size - 2
+        self.pause_id = self.vocab_size - 1
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex digest of the vocabulary in order: two tokenizers with the same one give the same ids."""
+        return hashlib.sha256("\n".join(self.words).encode()).hexdigest()[:16]
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text, without special tokens. Raises ``BadInput`` for a word outside the vocabulary."""
+        ids = self.ids
+        try:
+            return [ids[word] for word in text.split()]
+        except KeyError as unknown:
+            raise BadInput(
+                f"{unknown} in the text {text[:60]!r} is not a word of this vocabulary; allowed are "
+                f"{' '.join(self.words[:12])} ... ({len(self.ids)} words in all)."
+            ) from None
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The words of ids, special tokens in their angle brackets."""
+        return " ".join(self.words[index] for index in ids)

@@ -1,0 +1,1 @@
+"""Pause-inference: decode, score, and sum up."""

@@ -1,0 +1,112 @@
+"""Who may attend to whom: every mask of the project behind one class.
+
+Invariant: a position always sees itself, and no position of a target is ever seen by an earlier position.
+
+Shapes: B rows, T queries, S keys.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pausebench.config import AttentionKind
+from pausebench.pauses import Role
+
+
+@dataclass(frozen=True)
+class AttentionMask:
+    """A mask as data.
+
+    roles: int8 [B, T] of ``Role``, unused by causal rows. documents: int64 [B, T] or None; positions of different
+    documents never see each other (packed rows).
+    """
+
+    kind: AttentionKind
+    roles: Tensor | None = None
+    documents: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        assert self.kind is AttentionKind.causal or self.roles is not None
+
+    def narrow(self, start: int, count: int) -> AttentionMask:
+        """The same mask for rows ``start`` to ``start + count`` of the batch."""
+        return AttentionMask(
+            self.kind,
+            None if self.roles is None else self.roles.narrow(0, start, count),
+            None if self.documents is None else self.documents.narrow(0, start, count),
+        )
+
+    def to(self, device: torch.device) -> AttentionMask:
+        return AttentionMask(
+            self.kind,
+            None if self.roles is None else self.roles.to(device),
+            None if self.documents is None else self.documents.to(device),
+        )
+
+    def dense(self) -> Tensor | None:
+        """bool [B, 1, T, T], True where query (dim 2) may see key (dim 3); None for plain causal rows."""
+        if self.kind is AttentionKind.causal and self.documents is None:
+            return None  # right-padding needs no mask: nothing real comes after it
+        shape = self.roles if self.roles is not None else self.documents
+        assert shape is not None
+        length = shape.shape[1]
+        allowed = torch.ones(length, length, dtype=torch.bool, device=shape.device).tril_()[None]
+        if self.kind is AttentionKind.bidirectional:
+            assert self.roles is not None
+            prefix_side = self.roles <= Role.PAUSE.value
+            allowed = allowed | (prefix_side[:, :, None] & prefix_side[:, None, :])
+        elif self.kind is AttentionKind.bottleneck:
+            assert self.roles is not None
+            allowed = allowed & ~(
+                (self.roles == Role.TARGET.value)[:, :, None] & (self.roles == Role.PREFIX.value)[:, None, :]
+            )
+        if self.documents is not None:
+            allowed = allowed & (self.documents[:, :, None] == self.documents[:, None, :])
+        return allowed[:, None]
+
+
+def decoding_mask(kind: AttentionKind, key_roles: Tensor, positions: Tensor) -> Tensor:
+    """bool [B, 1, 1, S]: what one new target token at ``positions`` [B] sees of a cache whose keys have these roles.
+
+    key_roles: int8 [B, S]; entries past a row's position are not yet written and stay unseen.
+    """
+    allowed = torch.arange(key_roles.shape[1], device=key_roles.device) <= positions[:, None]
+    if kind is AttentionKind.bottleneck:
+        allowed = allowed & (key_roles != Role.PREFIX.value)
+    return allowed[:, None, None, :]
+
+
+SMALL_SCORES = 64 * 64  # below this many scores a head, plain products beat the fused kernel on a CPU by half
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None) -> Tensor:
+    """Scaled dot-product attention [B, H, T, E] x [B, H, S, E] -> [B, H, T, E].
+
+    ``allowed`` is bool, broadcastable to [B, H, T, S]; None is causal, the T queries being the last of the S keys.
+    """
+    B, H, T, E = q.shape
+    S = k.shape[2]
+    if q.device.type == "cpu" and q.dtype is torch.float32 and T * S <= SMALL_SCORES:
+        bias = causal_bias(T, S)
+        if allowed is not None:
+            bias = torch.zeros_like(allowed, dtype=torch.float32).masked_fill_(~allowed, -math.inf)
+            bias = bias.expand(B, H, T, S).reshape(B * H, T, S)
+        scores = torch.baddbmm(bias, q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2), alpha=1 / math.sqrt(E))
+        return torch.bmm(scores.softmax(dim=2), v.flatten(0, 1)).view(B, H, T, E)
+    if allowed is None and T == S:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    if allowed is None and T > 1:
+        allowed = causal_bias(T, S).to(q.device) == 0
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
+
+
+@lru_cache(maxsize=64)
+def causal_bias(T: int, S: int) -> Tensor:
+    """float32 [T, S]: 0 where the i-th of the last T positions may look, -inf elsewhere."""
+    return torch.full((T, S), -math.inf).triu_(S - T + 1)

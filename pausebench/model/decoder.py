@@ -1,0 +1,179 @@
+"""A GPT-2 style decoder: pre-norm blocks, learned positions, biases everywhere, input and output embeddings tied.
+
+Published parameter counts are met exactly (paper, Table 5): 136,237,056 and 1,345,085,440.
+
+Invariant: ``forward`` returns hidden states; who needs logits applies the head where it needs them (``logits`` or
+``training.loss``), so that no B x T x V tensor exists unless somebody asks for it.
+
+Shapes: B rows, T positions, S cache slots, D width, H heads, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cached_property, partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pausebench.config import ModelConfig
+from pausebench.model.attention import AttentionMask, attend
+
+
+class KeyValueCache:
+    """Keys and values of every layer, [L, B, H, S, D/H], written at each row's own position.
+
+    Rows may have prefixes of different lengths: a prefill writes right-padded rows, later tokens overwrite the
+    padding, and the caller's mask hides what is not yet written.
+    """
+
+    def __init__(self, config: ModelConfig, batch: int, slots: int, dtype: torch.dtype, device: torch.device) -> None:
+        shape = (config.n_layers, batch, config.n_heads, slots, config.d_model // config.n_heads)
+        self.keys = torch.zeros(shape, dtype=dtype, device=device)
+        self.values = torch.zeros(shape, dtype=dtype, device=device)
+
+    def write(self, layer: int, keys: Tensor, values: Tensor, positions: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Store [B, H, T, D/H] and return what to attend to: the prefill itself, or (one token) the whole cache."""
+        if positions is None:
+            self.keys[layer, :, :, : keys.shape[2]] = keys
+            self.values[layer, :, :, : values.shape[2]] = values
+            return keys, values
+        rows = torch.arange(len(positions), device=positions.device)
+        self.keys[layer, rows, :, positions] = keys[:, :, 0]
+        self.values[layer, rows, :, positions] = values[:, :, 0]
+        return self.keys[layer], self.values[layer]
+
+    def keep_rows(self, rows: Tensor) -> None:
+        """Drop every row but these (int64), so that finished answers cost nothing."""
+        self.keys = self.keys[:, rows]
+        self.values = self.values[:, rows]
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        d, m = config.d_model, config.d_mlp
+        self.layer = layer
+        self.n_heads = config.n_heads
+        self.activation = F.relu if config.activation == "relu" else partial(F.gelu, approximate="tanh")
+        self.norm_attention = nn.LayerNorm(d)
+        self.qkv = nn.Linear(d, 3 * d)
+        self.attention_out = nn.Linear(d, d)
+        self.norm_mlp = nn.LayerNorm(d)
+        self.mlp_in = nn.Linear(d, m)
+        self.mlp_out = nn.Linear(m, d)
+
+    def forward(
+        self,
+        x_BTD: Tensor,
+        allowed: Tensor | None,
+        last: int,
+        cache: KeyValueCache | None,
+        decode_positions: Tensor | None,
+    ) -> Tensor:
+        """[B, T, D] -> [B, last, D]: every position is read, the last ones are computed."""
+        T, D, H = x_BTD.shape[1], x_BTD.shape[2], self.n_heads
+        normed = self.norm_attention(x_BTD)
+        if last == T:
+            q, k, v = self.qkv(normed).split(D, dim=2)
+        else:
+            q = F.linear(normed[:, -last:], self.qkv.weight[:D], self.qkv.bias[:D])
+            k, v = F.linear(normed, self.qkv.weight[D:], self.qkv.bias[D:]).split(D, dim=2)
+            x_BTD = x_BTD[:, -last:]
+            allowed = None if allowed is None else allowed[:, :, -last:]
+        q, k, v = (part.view(*part.shape[:2], H, D // H).transpose(1, 2) for part in (q, k, v))
+        if cache is not None:
+            k, v = cache.write(self.layer, k, v, decode_positions)
+        x_BTD = x_BTD + self.attention_out(attend(q, k, v, allowed).transpose(1, 2).flatten(2))
+        return x_BTD + self.mlp_out(self.activation(self.mlp_in(self.norm_mlp(x_BTD))))
+
+
+class Decoder(nn.Module):
+    """Token and position embeddings, blocks, final norm; ``<pause>`` is row ``vocab_size - 1`` of the embedding."""
+
+    def __init__(self, config: ModelConfig, vocab_size: int) -> None:
+        super().__init__()
+        self.config = config
+        self.vocab_size = vocab_size
+        self.token_embedding = nn.Embedding(vocab_size, config.d_model)
+        self.position_embedding = nn.Embedding(config.max_positions, config.d_model)
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
+        self.norm_out = nn.LayerNorm(config.d_model)
+
+    def forward(
+        self,
+        input_ids_BT: Tensor,
+        mask: AttentionMask | None = None,
+        positions_BT: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+        decoding: Tensor | None = None,
+        last: int | None = None,
+    ) -> Tensor:
+        """Hidden states [B, last, D] after the final norm.
+
+        Args:
+            mask: None is plain causal.
+            positions_BT: None is 0..T-1; packed rows restart theirs.
+            cache: filled by this call (prefill), or read and extended when ``decoding`` is given.
+            decoding: bool [B, 1, 1, S], what the single new token of each row sees (``attention.decoding_mask``);
+                then T is 1 and positions_BT [B, 1] says where it stands.
+            last: how many of the last positions are wanted (None: all T); the last block computes no others.
+        """
+        x_BTD = self.token_embedding(input_ids_BT)
+        if positions_BT is None:
+            x_BTD = x_BTD + self.position_embedding.weight[: input_ids_BT.shape[1]]
+        else:
+            x_BTD = x_BTD + self.position_embedding(positions_BT)
+        allowed = decoding if decoding is not None else (mask.dense() if mask is not None else None)
+        decode_positions = positions_BT[:, 0] if decoding is not None and positions_BT is not None else None
+        T = input_ids_BT.shape[1]
+        for block in self.blocks:
+            wanted = T if last is None or block is not self.blocks[-1] else last
+            x_BTD = block(x_BTD, allowed, wanted, cache, decode_positions)
+        return self.norm_out(x_BTD)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[..., D] -> [..., V] through the tied embedding."""
+        return F.linear(hidden, self.token_embedding.weight)
+
+    @torch.no_grad()
+    def initialize(self, seed: int) -> None:
+        """Draw all weights from ``seed`` with the scales of the model's config; norms 1 and 0, biases 0.
+
+        Outputs of the residual branches are divided by sqrt(2 x layers), as in GPT-2.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        residual = 1 / math.sqrt(2 * self.config.n_layers)
+
+        def normal(weight: Tensor, std: float) -> None:
+            weight.copy_(torch.empty(weight.shape).normal_(0.0, std, generator=generator))
+
+        normal(self.token_embedding.weight, self.config.embedding_std)
+        normal(self.position_embedding.weight, self.config.embedding_std)
+        for name, module in self.named_modules():
+            if isinstance(module, nn.LayerNorm):
+                module.reset_parameters()
+            elif isinstance(module, nn.Linear):
+                gain = self.config.linear_gain
+                std = self.config.linear_std if gain is None else gain / math.sqrt(module.in_features)
+                normal(module.weight, std * (residual if name.endswith("_out") else 1.0))
+                module.bias.zero_()
+
+    def parameter_count(self) -> int:
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def flops_per_token(self, sequence_length: int) -> float:
+        """Floating-point operations of forward and backward for one token (Chowdhery et al. 2022, appendix B).
+
+        6 for each weight of a matrix product (the tied head counts once, the embedding look-ups not at all) and
+        12 x layers x width x length for attention scores and values.
+        """
+        return 6.0 * self._matrix_weights + 12.0 * self.config.n_layers * self.config.d_model * sequence_length
+
+    @cached_property
+    def _matrix_weights(self) -> int:
+        skipped = "position_embedding.weight"
+        return sum(p.numel() for name, p in self.named_parameters() if p.ndim == 2 and name != skipped)

@@ -1,0 +1,173 @@
+"""The paper itself: where ``<pause>`` goes and which positions are asked for an answer.
+
+Three operations, all batched tensor functions without state (Goyal et al., ICLR 2024, sections 3.1 and 5.3):
+
+- ``inject``: pretraining. Pauses at random places of a row, the row cut back to its length; a position whose NEXT
+  token is a pause is left out of the loss, a pause whose next token is real is kept in it.
+- ``finetuning_rows``: prefix + K pauses + target (``append``) or K pauses + prefix + target (``prepend``); only the
+  target is supervised, so with ``append`` the last pause predicts its first token.
+- ``inference_rows``: the same without the target; decoding starts at the last position of each row.
+
+Invariant: ``<pause>`` is never a label.
+
+Shapes: B rows, T positions, P prefix tokens, A target tokens, N pauses drawn for a row of pretraining text.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+import torch
+from torch import Tensor
+
+from pausebench.config import Placement
+from pausebench.counter_rng import uniform
+
+IGNORE_INDEX = -100  # torch's own default for labels without a loss
+
+
+class Role(Enum):
+    """What a position is, for attention masks. Values are stored as int8."""
+
+    PREFIX = 0
+    PAUSE = 1
+    TARGET = 2
+    PADDING = 3
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Model-ready rows, right-padded.
+
+    input_ids: int64 [B, T]; labels: int64 [B, T], the NEXT token or IGNORE_INDEX; roles: int8 [B, T] of ``Role``;
+    lengths: int64 [B], tokens that are not padding.
+    """
+
+    input_ids: Tensor
+    labels: Tensor
+    roles: Tensor
+    lengths: Tensor
+
+
+def pause_count(length: int, fraction: float) -> int:
+    """How many pauses are inserted in a row of ``length`` tokens: round(fraction x length); 205 for .1 and 2048."""
+    return round(fraction * length)
+
+
+def draw_places(seed: int, row_numbers: Tensor, length: int, count: int) -> Tensor:
+    """int64 [B, count], ascending: each a number of real tokens in 0..length that precede one inserted pause.
+
+    A function of (seed, row number) alone: batch size, workers, ranks and resumption cannot move a pause. Several
+    may fall on the same place.
+    """
+    places = (uniform(seed, "pause places", row_numbers, count) * (length + 1)).to(torch.int64)
+    return places.sort(dim=1).values
+
+
+def inject(input_ids: Tensor, supervised: Tensor, places: Tensor, pause_id: int) -> tuple[Tensor, Tensor]:
+    """Insert a pause at each place, keep the order of the real tokens, cut back to T (section 3.1, Algorithm 1).
+
+    Args:
+        input_ids: int64 [B, T], the real tokens.
+        supervised: bool [B, T], whether a token may be a target at all (False for padding).
+        places: int64 [B, N] ascending, from ``draw_places``; N may be 0, which is standard pretraining.
+
+    Returns:
+        (input_ids, labels), both int64 [B, T]. labels[b, t] is the next token, or IGNORE_INDEX at the row's end,
+        where the next token is a pause, or where it is not supervised.
+    """
+    batch, length = input_ids.shape
+    count = places.shape[1]
+    final = places + torch.arange(count, device=places.device)  # a pause moves right by the pauses before it
+    is_pause = torch.zeros(batch, length + count, dtype=torch.bool, device=input_ids.device)
+    is_pause.scatter_(1, final, True)
+    is_pause = is_pause[:, :length]
+    source = torch.arange(length, device=input_ids.device) - is_pause.cumsum(dim=1)
+    # A pause in front of the first token has source -1; its value is replaced below.
+    source = source.clamp_min_(0)
+    injected = input_ids.gather(1, source).masked_fill_(is_pause, pause_id)
+    is_target = supervised.gather(1, source) & ~is_pause
+    labels = torch.full_like(injected, IGNORE_INDEX)
+    labels[:, :-1] = torch.where(is_target[:, 1:], injected[:, 1:], IGNORE_INDEX)
+    return injected, labels
+
+
+def finetuning_rows(
+    prefix: Tensor,
+    prefix_lengths: Tensor,
+    target: Tensor,
+    target_lengths: Tensor,
+    cue: Tensor,
+    *,
+    k: int,
+    placement: Placement,
+    pause_id: int,
+    pad_id: int,
+) -> Rows:
+    """Prefix, K pauses, cue, target; loss on the target alone (section 3.1, Algorithm 2).
+
+    The cue is a fixed string of the task (often empty) that belongs to the target side but is given, never predicted.
+    The last target token is a label only: nothing is predicted from it, so it is no input.
+
+    Args:
+        prefix: int64 [B, P] right-padded, with prefix_lengths int64 [B].
+        target: int64 [B, A] right-padded, with target_lengths int64 [B].
+        cue: int64 [C].
+        k: pauses, the same for every row of a task; ``k=0`` is standard finetuning.
+    """
+    pauses_at = torch.zeros_like(prefix_lengths) if placement is Placement.prepend else prefix_lengths
+    prefix_at = prefix_lengths.new_full(prefix_lengths.shape, k if placement is Placement.prepend else 0)
+    cue_at = prefix_lengths + k
+    target_at = cue_at + len(cue)
+    lengths = target_at + target_lengths
+    t = torch.arange(int(lengths.max()), device=prefix.device).expand(len(prefix), -1)
+
+    def inside(start: Tensor, count: Tensor | int) -> Tensor:
+        offset = t - start[:, None]
+        return (offset >= 0) & (offset < (count[:, None] if isinstance(count, Tensor) else count))
+
+    def pick(values: Tensor, start: Tensor) -> Tensor:
+        return values.gather(1, (t - start[:, None]).clamp_(0, max(values.shape[1] - 1, 0)))
+
+    in_target = inside(target_at, target_lengths)
+    tokens = torch.full_like(t, pad_id)
+    roles = torch.full_like(t, Role.PADDING.value, dtype=torch.int8)
+    if prefix.shape[1]:
+        in_prefix = inside(prefix_at, prefix_lengths)
+        tokens = torch.where(in_prefix, pick(prefix, prefix_at), tokens)
+        roles = roles.masked_fill_(in_prefix, Role.PREFIX.value)
+    in_pauses = inside(pauses_at, k)
+    tokens = tokens.masked_fill(in_pauses, pause_id)
+    roles = roles.masked_fill_(in_pauses, Role.PAUSE.value)
+    if len(cue):
+        in_cue = inside(cue_at, len(cue))
+        tokens = torch.where(in_cue, pick(cue.expand(len(prefix), -1), cue_at), tokens)
+        roles = roles.masked_fill_(in_cue, Role.TARGET.value)
+    if target.shape[1]:
+        tokens = torch.where(in_target, pick(target, target_at), tokens)
+        roles = roles.masked_fill_(in_target, Role.TARGET.value)
+    labels = torch.where(in_target[:, 1:], tokens[:, 1:], IGNORE_INDEX)
+    return Rows(tokens[:, :-1], labels, roles[:, :-1], lengths - 1)
+
+
+def inference_rows(
+    prefix: Tensor, prefix_lengths: Tensor, cue: Tensor, *, m: int, placement: Placement, pause_id: int, pad_id: int
+) -> Rows:
+    """Prefix, M pauses, cue: what one parallel pass reads before the first token is decoded (section 3.1).
+
+    ``pause_id`` may be any filler token (section 5.2's control without pauses). Labels are all IGNORE_INDEX.
+    """
+    one_token = torch.full((len(prefix), 1), pad_id, dtype=prefix.dtype, device=prefix.device)
+    rows = finetuning_rows(
+        prefix,
+        prefix_lengths,
+        one_token,
+        torch.ones_like(prefix_lengths),
+        cue,
+        k=m,
+        placement=placement,
+        pause_id=pause_id,
+        pad_id=pad_id,
+    )
+    return Rows(rows.input_ids, torch.full_like(rows.labels, IGNORE_INDEX), rows.roles, rows.lengths)

@@ -1,0 +1,1 @@
+"""Run folders and what is read from them. Never imports torch or the trainer."""

@@ -1,0 +1,374 @@
+"""Read run folders into studies: what a plan asked for, what is there, what is missing.
+
+Invariant: a cell that a plan names is never dropped. Without a readable `result.json` it stays in its panel as missing.
+Only `result.json` of evaluated cells, `plan.json` of studies, and the files of the runs a figure draws are read.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pausebench.errors import BadInput
+
+PAUSE = "<pause>"
+PRETRAINING_NAMES = {"std": "StdPT", "pause": "PausePT", "none": "NoPT"}
+
+
+@dataclass(frozen=True)
+class Result:
+    """One evaluated run. `value` is the task's metric, `stderr` its test-set standard error, `target_nll` in nats a token."""
+
+    value: float
+    stderr: float | None
+    n: int | None
+    metric: str
+    metrics: dict[str, float]
+    target_nll: float | None
+    chance: float | None
+    model: str
+    finetune_run: str | None
+    pretrain_run: str | None
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Everything that tells two cells of a panel apart except the world and the seed."""
+
+    pretraining: str
+    variant: str
+    k: int
+    mt: int
+    filler: str
+    placement: str
+    prefix: str
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One evaluation, asked for by a plan or found on disk. `problem` says why there is no result."""
+
+    name: str
+    task: str
+    world: str
+    seed: int
+    arm: Arm
+    result: Result | None
+    problem: str | None
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A task in one world, or averaged over several."""
+
+    task: str
+    worlds: tuple[str, ...]
+
+    @property
+    def label(self) -> str:
+        """For people: `parity · count20`."""
+        if len(self.worlds) > 1:
+            return f"{self.task} · mean of {', '.join(self.worlds)}"
+        return f"{self.task} · {self.worlds[0]}" if self.worlds[0] else self.task
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One arm in one setting: its planned cells, and per seed the mean over the worlds (seeds complete in all worlds)."""
+
+    arm: Arm
+    cells: tuple[Cell, ...]
+    values: dict[int, float]
+    nll: dict[int, float]
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The evaluate runs behind these scores, done or not."""
+        return frozenset(cell.name for cell in self.cells)
+
+    @property
+    def missing(self) -> int:
+        """How many planned cells have no result."""
+        return sum(cell.result is None for cell in self.cells)
+
+    @property
+    def stderr(self) -> float | None:
+        """Mean test-set standard error of the single runs: the noise of a fixed model, not of training."""
+        known = [cell.result.stderr for cell in self.cells if cell.result and cell.result.stderr is not None]
+        return math.fsum(known) / len(known) if known else None
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A part of a study: `kind` is variants, k_curve, m_curve, filler or bottleneck."""
+
+    id: str
+    kind: str
+    title: str
+    cells: tuple[Cell, ...]
+
+    def settings(self) -> list[Setting]:
+        """Tasks in the plan's order; a task with several worlds comes first as their mean, then world by world."""
+        worlds: dict[str, list[str]] = {}
+        for cell in self.cells:
+            seen = worlds.setdefault(cell.task, [])
+            if cell.world not in seen:
+                seen.append(cell.world)
+        settings = []
+        for task, names in worlds.items():
+            if len(names) > 1:
+                settings.append(Setting(task, tuple(names)))
+            settings.extend(Setting(task, (name,)) for name in names)
+        return settings
+
+    def pooled(self, task: str) -> Setting | None:
+        """The setting that covers every world of `task`: what a primary comparison is about."""
+        return next((setting for setting in self.settings() if setting.task == task), None)
+
+    def scores(self, setting: Setting) -> list[Scores]:
+        """The arms of a setting, in the plan's order."""
+        arms: dict[Arm, list[Cell]] = {}
+        for cell in self.cells:
+            if cell.task == setting.task and cell.world in setting.worlds:
+                arms.setdefault(cell.arm, []).append(cell)
+        return [
+            Scores(
+                arm,
+                tuple(cells),
+                _by_seed(cells, setting.worlds, lambda result: result.value),
+                _by_seed(cells, setting.worlds, lambda result: result.target_nll),
+            )
+            for arm, cells in arms.items()
+        ]
+
+    def chance(self, setting: Setting) -> float | None:
+        """The score of blind guessing, averaged over the worlds; None unless every world tells one."""
+        found = {
+            cell.world: cell.result.chance
+            for cell in self.cells
+            if cell.task == setting.task and cell.result and cell.result.chance is not None
+        }
+        if any(world not in found for world in setting.worlds):
+            return None
+        return math.fsum(found[world] for world in setting.worlds) / len(setting.worlds)
+
+
+@dataclass(frozen=True)
+class Primary:
+    """The one comparison fixed before the runs started."""
+
+    panel: str
+    task: str
+    treatment: str
+    control: str
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a plan: `lines` are the commands a user could type, `done` counts the finished ones."""
+
+    command: str
+    lines: tuple[str, ...]
+    done: int
+
+
+@dataclass(frozen=True)
+class Study:
+    """One `runs/reproduce/<result>` folder with the state of everything its plan asks for."""
+
+    runs: Path
+    result: str
+    title: str
+    model: str
+    seeds: tuple[int, ...]
+    unit: str
+    notes: tuple[str, ...]
+    command: str
+    primary: Primary | None
+    panels: tuple[Panel, ...]
+    stages: tuple[Stage, ...]
+    planned_names: frozenset[str]
+
+    def of_kind(self, *kinds: str) -> list[Panel]:
+        """The panels of these kinds, in the plan's order."""
+        return [panel for panel in self.panels if panel.kind in kinds]
+
+    def cells(self) -> list[Cell]:
+        """Every evaluated cell once; panels share cells."""
+        return list({cell.name: cell for panel in self.panels for cell in panel.cells}.values())
+
+    def missing(self) -> list[Cell]:
+        """The cells that have no result yet."""
+        return [cell for cell in self.cells() if cell.result is None]
+
+
+def load_studies(runs: Path, result: str | None = None) -> list[Study]:
+    """The studies planned under `runs`, the demo first; only `result` when it is given.
+
+    The list is empty when runs were evaluated outside any plan (`load_unplanned` has them).
+    Raises BadInput when there is nothing to report, when `result` was never planned, or when a plan is unreadable.
+    """
+    plans = {path.parent.name: path for path in runs.glob("reproduce/*/plan.json")}
+    names = sorted(plans, key=lambda name: (name != "demo", name))
+    if result is not None and result not in plans:
+        raise BadInput(
+            f"result={result} has no plan in {runs / 'reproduce'}; allowed here: {', '.join(names) or 'none yet'}; "
+            f"next: pausebench reproduce result={result}"
+        )
+    if not names and next(_evaluated(runs), None) is None:
+        raise BadInput(
+            f"runs={runs} holds no study and no evaluated run; allowed: a folder that pausebench filled; "
+            "next: pausebench reproduce result=demo"
+        )
+    return [_study(runs, plans[name]) for name in names if result in (None, name)]
+
+
+def load_unplanned(runs: Path, studies: Sequence[Study]) -> list[Cell]:
+    """Evaluated runs that no study asked for, by name."""
+    planned = frozenset().union(*(study.planned_names for study in studies))
+    cells = []
+    for path in sorted(_evaluated(runs)):
+        name = path.parent.name
+        raw = None if name in planned else read_json(path)
+        if isinstance(raw, dict):
+            result, problem = _result(raw)
+            cells.append(_cell({**raw, "name": name}, result, problem))
+    return cells
+
+
+def _study(runs: Path, path: Path) -> Study:
+    plan = read_json(path)
+    try:
+        if not isinstance(plan, dict):
+            raise TypeError("not a JSON object")
+        stages = [_stage(runs, stage) for stage in plan["stages"]]
+        panels = tuple(
+            Panel(
+                panel["id"],
+                panel["kind"],
+                panel["title"],
+                tuple(_planned_cell(runs, raw) for raw in panel["cells"]),
+            )
+            for panel in plan["panels"]
+        )
+        primary = plan.get("primary")
+        evaluated = {
+            cell["name"] for stage in plan["stages"] if stage["command"] == "evaluate" for cell in stage["cells"]
+        }
+        return Study(
+            runs=runs,
+            result=plan["result"],
+            title=plan["title"],
+            model=plan["model"],
+            seeds=tuple(plan["seeds"]),
+            unit=plan["unit"],
+            notes=tuple(plan["notes"]),
+            command=plan["command"],
+            primary=Primary(**primary) if primary else None,
+            panels=panels,
+            stages=tuple(stages),
+            planned_names=frozenset(evaluated | {cell.name for panel in panels for cell in panel.cells}),
+        )
+    except (KeyError, TypeError, ValueError) as broken:
+        raise BadInput(
+            f"{path} is not a readable plan ({type(broken).__name__}: {broken}); allowed: what reproduce writes; "
+            f"next: pausebench reproduce result={path.parent.name} (it writes the plan again and keeps finished runs)"
+        ) from broken
+
+
+def _stage(runs: Path, raw: dict[str, Any]) -> Stage:
+    command, cells = raw["command"], raw["cells"]
+    return Stage(
+        command=command,
+        lines=tuple(f"pausebench {command} {shlex.join(cell['overrides'])}" for cell in cells),
+        done=sum((runs / command / cell["name"] / "result.json").is_file() for cell in cells),
+    )
+
+
+def _planned_cell(runs: Path, raw: dict[str, Any]) -> Cell:
+    path = runs / "evaluate" / raw["name"] / "result.json"
+    if not path.is_file():
+        return _cell(raw, None, "not run")
+    found = read_json(path)
+    if not isinstance(found, dict):
+        return _cell(raw, None, "result.json is unreadable")
+    return _cell(raw, *_result(found))
+
+
+def _cell(raw: dict[str, Any], result: Result | None, problem: str | None) -> Cell:
+    pretraining, k = str(raw.get("pretraining") or "none"), int(raw.get("k") or 0)
+    mt = int(raw["mt"]) if raw.get("mt") is not None else k
+    variant = raw.get("variant") or f"{PRETRAINING_NAMES.get(pretraining, pretraining)}_{'PauseFT' if k else 'StdFT'}"
+    arm = Arm(
+        pretraining=pretraining,
+        variant=str(variant),
+        k=k,
+        mt=mt,
+        # With nothing inserted there is no filler and no place for it: such cells are one arm.
+        filler=str(raw.get("filler") or PAUSE) if mt else "",
+        placement=str(raw.get("placement") or "append") if mt else "",
+        prefix=str(raw.get("prefix") or ""),
+    )
+    task, world = str(raw.get("task") or "unknown task"), str(raw.get("world") or "")
+    return Cell(str(raw["name"]), task, world, int(raw.get("seed") or 0), arm, result, problem)
+
+
+def _result(raw: dict[str, Any]) -> tuple[Result | None, str | None]:
+    value, n = finite(raw.get("value")), raw.get("n")
+    if value is None:
+        return None, "result.json has no finite value"
+    metrics = raw.get("metrics")
+    numbers = {str(name): finite(number) for name, number in metrics.items()} if isinstance(metrics, dict) else {}
+    return (
+        Result(
+            value=value,
+            stderr=finite(raw.get("stderr")),
+            n=n if isinstance(n, int) else None,
+            metric=str(raw.get("metric") or "score"),
+            metrics={name: number for name, number in numbers.items() if number is not None},
+            target_nll=finite(raw.get("target_nll")),
+            chance=finite(raw.get("chance")),
+            model=str(raw.get("model") or ""),
+            finetune_run=raw.get("finetune_run"),
+            pretrain_run=raw.get("pretrain_run"),
+        ),
+        None,
+    )
+
+
+def _by_seed(cells: Sequence[Cell], worlds: Sequence[str], pick: Callable[[Result], float | None]) -> dict[int, float]:
+    found: dict[int, dict[str, float]] = {}
+    for cell in cells:
+        value = pick(cell.result) if cell.result else None
+        if value is not None:
+            found.setdefault(cell.seed, {})[cell.world] = value
+    # A seed that lacks a world would shift the mean by the worlds' difficulty, so it waits until it is complete.
+    return {
+        seed: math.fsum(values.values()) / len(values)
+        for seed, values in sorted(found.items())
+        if len(values) == len(worlds)
+    }
+
+
+def _evaluated(runs: Path) -> Iterator[Path]:
+    return runs.glob("evaluate/*/result.json")
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file; None when it is absent or unreadable."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def finite(value: Any) -> float | None:
+    """A finite number as float; None for anything else a run may have written."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)

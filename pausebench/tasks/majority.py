@@ -1,0 +1,27 @@
+"""Are there more ones than zeros? It occurs in pretraining: a ceiling control that can only show harm.
+
+    prefix  1 0 0 1 1 MAJ
+    target  more
+
+A tie is "less". The count of ones is uniform in 0..n, so "less" has (n // 2 + 1) / (n + 1): .524 at n = 20.
+"""
+
+from pausebench.tasks.base import Example, Task
+
+
+def to_example(row: dict[str, str]) -> Example:
+    bits = row["bits"].split()
+    target = "more" if 2 * bits.count("1") > len(bits) else "less"
+    return Example(f"{row['bits']} MAJ", target, (target,))
+
+
+MAJORITY = Task(
+    name="majority",
+    version=1,
+    world_kind="count",
+    to_example=to_example,
+    metric="exact_match",
+    test_rows=2000,
+    max_new_tokens=1,
+    chance=lambda n, alphabet: (n // 2 + 1) / (n + 1),
+)

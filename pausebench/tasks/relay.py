@@ -1,0 +1,28 @@
+"""Copy the string, reading it through the pauses alone: the check that the instrument can see pauses work.
+
+    prefix  c a a f h b ...   (24 symbols)
+    cue     =
+    target  c a a f h b ...
+
+With ``prefix=bottleneck`` the cue and the target attend to the pauses and to each other, never to the prefix: the
+pauses are the only channel. With K = 0 token accuracy is exactly chance, 1 / alphabet, whatever is learned.
+"""
+
+from pausebench.tasks.base import Example, Task
+
+
+def to_example(row: dict[str, str]) -> Example:
+    return Example(row["symbols"], row["symbols"], (row["symbols"],))
+
+
+RELAY = Task(
+    name="relay",
+    version=1,
+    world_kind="relay",
+    to_example=to_example,
+    metric="token_accuracy",
+    test_rows=500,
+    max_new_tokens=24,
+    chance=lambda n, alphabet: 1 / alphabet,
+    cue="=",
+)

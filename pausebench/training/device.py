@@ -1,0 +1,75 @@
+"""The device of a run: which one, how fast, how many threads, and its memory allocator."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+
+import torch
+
+from pausebench.errors import BadInput
+
+# Dense bf16 peaks in FLOP/s from the makers' data sheets; anything else is measured.
+PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "B200": 2250e12}
+
+
+def choose_device(name: str) -> torch.device:
+    """``auto`` takes CUDA where there is one. Raises ``BadInput`` for cuda on a machine without."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise BadInput("device=cuda: torch sees no CUDA device here; allowed are device=cpu and device=auto.")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+@contextmanager
+def cpu_threads(count: int | None) -> Iterator[None]:
+    """Run with so many threads, and give the former number back: the cells of a sweep share a process."""
+    before = torch.get_num_threads()
+    if count is not None:
+        torch.set_num_threads(count)
+    keep_freed_memory()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@lru_cache(maxsize=1)
+def keep_freed_memory() -> None:
+    """Tell glibc not to hand freed buffers back to the kernel between steps: a small model's training step took a
+    seventh longer with the page faults that this costs."""
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        m_trim_threshold, m_top_pad, m_mmap_threshold = -1, -2, -3
+        libc.mallopt(m_mmap_threshold, 32 << 20)
+        libc.mallopt(m_trim_threshold, 1 << 30)
+        libc.mallopt(m_top_pad, 64 << 20)
+
+
+@lru_cache(maxsize=8)
+def peak_flops(device: torch.device, dtype: torch.dtype, threads: int) -> float:
+    """FLOP/s of large matrix products: the data sheet's for known GPUs, else the best of a few measured here."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        for known, flops in PEAK_FLOPS.items():
+            if known in name:
+                return flops
+    size = 4096 if device.type == "cuda" else 512
+    a = torch.ones(size, size, dtype=dtype, device=device)
+    best = float("inf")
+    for _ in range(5):
+        began = time.perf_counter()
+        (a @ a)[0, 0].item()
+        best = min(best, time.perf_counter() - began)
+    return 2 * size**3 / best
+
+
+def describe(device: torch.device) -> str:
+    """Name of the device for the manifest."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} of {os.cpu_count()} threads"

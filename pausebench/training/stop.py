@@ -1,0 +1,51 @@
+"""Ctrl-C, SIGTERM and a dead parent: asked for here, obeyed by the trainer at the end of its step.
+
+The request stays set for the life of the process: the cells that a sweep's worker would start next stop as well.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+_reason: str | None = None
+_parent = os.getppid()
+
+
+def reason() -> str | None:
+    """Why this process has to stop (None: it has not). A sweep's worker whose driver died has to."""
+    if _reason is None and multiprocessing.parent_process() is not None and os.getppid() != _parent:
+        return "the process that started this worker died"
+    return _reason
+
+
+@contextmanager
+def watched() -> Iterator[None]:
+    """Within: the first SIGINT or SIGTERM is noted, the second one interrupts at once. Restores the handlers."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def note(number: int, frame: FrameType | None) -> None:
+        global _reason
+        if _reason is not None:
+            raise KeyboardInterrupt
+        _reason = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def clear() -> None:
+    """Forget a request (a process that catches ``Interrupted`` and goes on, as the tests do)."""
+    global _reason
+    _reason = None

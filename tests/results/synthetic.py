@@ -1,0 +1,218 @@
+"""Synthetic run folders: what reproduce and evaluate leave behind, with scores we choose."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+Score = Callable[[dict[str, Any]], float | None]
+
+VARIANTS = ("StdPT_StdFT", "StdPT_PauseFT", "PausePT_StdFT", "PausePT_PauseFT")
+RELAY = {0: 0.124, 1: 0.43, 4: 0.81, 12: 0.97}
+PARITY = {
+    "StdPT_StdFT": (0.81, 0.06),
+    "StdPT_PauseFT": (0.85, 0.09),
+    "PausePT_StdFT": (0.72, 0.11),
+    "PausePT_PauseFT": (0.91, 0.10),
+}
+
+
+def cell(task: str, pretraining: str, k: int, seed: int, **more: Any) -> dict[str, Any]:
+    """One planned cell with its coordinates; the name follows from them, so panels share cells as in a real plan."""
+    variant = ("PausePT" if pretraining == "pause" else "StdPT") + ("_PauseFT" if k else "_StdFT")
+    world = "relay" if task == "relay" else "count20"
+    raw = {
+        "task": task,
+        "world": world,
+        "pretraining": pretraining,
+        "variant": variant,
+        "k": k,
+        "mt": k,
+    }
+    raw |= {"filler": "<pause>", "prefix": "causal", "seed": seed} | more
+    raw["name"] = "-".join(str(value).strip("<>") for value in raw.values())
+    return raw
+
+
+def variants(
+    seeds: Sequence[int],
+    tasks: Sequence[str] = ("parity", "majority"),
+    k: int = 8,
+    **more: Any,
+) -> list[dict[str, Any]]:
+    """The four variants of each task."""
+    return [
+        cell(task, pretraining, pauses, seed, **more)
+        for task in tasks
+        for pretraining in ("std", "pause")
+        for pauses in (0, k)
+        for seed in seeds
+    ]
+
+
+def demo_panels(seeds: Sequence[int]) -> list[dict[str, Any]]:
+    """All five kinds of panel, shaped like the demo's."""
+    grid = [cell("parity", p, k, seed) for p in ("std", "pause") for k in (0, 2, 8, 16) for seed in seeds]
+    sweep = [cell("parity", p, 8, seed, mt=mt) for p in ("std", "pause") for mt in (0, 2, 4, 8, 12) for seed in seeds]
+    filler = [cell("parity", "std", 0, seed) for seed in seeds]
+    filler += [
+        cell("parity", "std", 0, seed, mt=mt, filler=filler)
+        for filler in ("<pause>", "end")
+        for mt in (1, 8)
+        for seed in seeds
+    ]
+    relay = [cell("relay", "none", k, 0, variant="NoPT_PauseFT" if k else "NoPT_StdFT") for k in RELAY]
+    return [
+        {
+            "id": "variants",
+            "kind": "variants",
+            "title": "Four variants",
+            "cells": variants(seeds),
+        },
+        {
+            "id": "k_grid",
+            "kind": "k_curve",
+            "title": "Pauses in finetuning (K)",
+            "cells": grid,
+        },
+        {
+            "id": "m_sweep",
+            "kind": "m_curve",
+            "title": "Pauses at inference (M)",
+            "cells": sweep,
+        },
+        {
+            "id": "filler",
+            "kind": "filler",
+            "title": "Fillers at inference",
+            "cells": filler,
+        },
+        {"id": "relay", "kind": "bottleneck", "title": "Relay", "cells": relay},
+    ]
+
+
+def write_study(
+    runs: Path,
+    panels: list[dict[str, Any]],
+    score: Score,
+    result: str = "demo",
+    seeds: Sequence[int] = (0, 1, 2),
+    primary: dict[str, str] | None = None,
+    **plan: Any,
+) -> None:
+    """Write `plan.json` and the run folder of every cell for which `score` gives a number."""
+    cells = list({raw["name"]: raw for panel in panels for raw in panel["cells"]}.values())
+    for raw in cells:
+        value = score(raw)
+        if value is not None:
+            write_run(runs, raw, value)
+    stages = [
+        {
+            "command": "evaluate",
+            "cells": [{"name": raw["name"], "overrides": [f"run={raw['name']}"]} for raw in cells],
+        }
+    ]
+    write_json(
+        runs / "reproduce" / result / "plan.json",
+        {
+            "result": result,
+            "title": "The paper in miniature",
+            "model": "mini",
+            "seeds": list(seeds),
+            "unit": "pipeline: its own pretraining and finetuning seed",
+            "notes": ["A gain in learning speed at equal steps, not in what can be learned."],
+            "primary": primary
+            or {
+                "panel": "variants",
+                "task": "parity",
+                "treatment": "PausePT_PauseFT",
+                "control": "StdPT_StdFT",
+            },
+            "panels": panels,
+            "stages": stages,
+            "command": f"pausebench reproduce result={result}",
+        }
+        | plan,
+    )
+
+
+def write_run(runs: Path, raw: dict[str, Any], value: float, **more: Any) -> Path:
+    """One evaluated run with its finetune and pretrain runs; returns the evaluate folder."""
+    finetune = f"{raw['task']}-{raw['world']}-{raw['pretraining']}-{raw['prefix']}-k{raw['k']}-s{raw['seed']}"
+    pretrain = None if raw["pretraining"] == "none" else f"{raw['world']}-{raw['pretraining']}-s{raw['seed']}"
+    folder = runs / "evaluate" / raw["name"]
+    result = {
+        **{key: raw[key] for key in raw if key != "name"},
+        "value": value,
+        "stderr": 0.006,
+        "n": 2000,
+        "metric": "token_accuracy" if raw["task"] == "relay" else "exact_match",
+        "metrics": {"exact_match": value, "token_accuracy": value},
+        "target_nll": round(1.2 * (1 - value), 3),
+        "chance": 0.125 if raw["task"] == "relay" else 0.524,
+        "model": "mini",
+        "finetune_run": finetune,
+        "pretrain_run": pretrain,
+    }
+    write_json(folder / "result.json", result | more)
+    rows = [
+        {
+            "index": i,
+            "prefix": "0 1 1 0 PAR",
+            "target": "odd",
+            "references": ["odd"],
+            "prediction": "even" if i % 3 else "odd",
+        }
+        for i in range(8)
+    ]
+    (folder / "predictions.jsonl").write_text(
+        "".join(json.dumps(row | {"correct": True, "nll": 0.1}) + "\n" for row in rows)
+    )
+    if not (runs / "finetune" / finetune).exists():
+        write_curve(runs / "finetune" / finetune, value, 3500, 0.7)
+        write_json(
+            runs / "finetune" / finetune / "manifest.json",
+            {"versions": {"torch": "2.9.0"}, "device": "cpu"},
+        )
+    if pretrain and not (runs / "pretrain" / pretrain).exists():
+        write_curve(runs / "pretrain" / pretrain, 0.3, 1000, 2.2)
+    return folder
+
+
+def write_curve(folder: Path, value: float, steps: int, start: float) -> None:
+    """`metrics.jsonl` of a run whose loss falls from `start` towards what fits `value`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    noise = random.Random(folder.name)
+    floor = start * (1 - value)
+    rows = [
+        {
+            "step": step,
+            "loss": floor + (start - floor) * math.exp(-3 * step / steps) * noise.uniform(0.93, 1.0),
+            "lr": 1e-3,
+        }
+        for step in range(0, steps + 1, 100)
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON and the folders above it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
+
+
+def realistic(raw: dict[str, Any]) -> float:
+    """Scores like a small study's: seeded by the cell's name, capped at 1."""
+    noise = random.Random(raw["name"])
+    if raw["task"] == "relay":
+        return RELAY[raw["k"]]
+    if raw["task"] == "majority":
+        return 1.0 if noise.random() < 0.7 else round(noise.uniform(0.995, 1.0), 4)
+    mean, deviation = PARITY[raw["variant"]]
+    if raw["mt"] != raw["k"]:
+        mean -= 0.035 * abs(raw["mt"] - raw["k"])
+    return round(min(1.0, max(0.45, noise.gauss(mean, deviation))), 4)

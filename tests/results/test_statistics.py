@@ -1,0 +1,151 @@
+"""Intervals, the paired test, detectable differences and Holm's correction, against scipy and hand-computed cases."""
+
+from __future__ import annotations
+
+import math
+import random
+import warnings
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from pausebench.results.statistics import (
+    holm,
+    paired_comparison,
+    power_line,
+    power_of,
+    seeds_needed,
+    smallest_detectable_difference,
+    summarise,
+    verdict,
+)
+
+SCORES = st.floats(0.0, 1.0, allow_nan=False)
+
+
+def arm(values: list[float]) -> dict[int, float]:
+    return dict(enumerate(values))
+
+
+def test_the_paired_test_is_scipys() -> None:
+    treatment, control = [0.91, 0.83, 0.99, 0.70], [0.80, 0.85, 0.81, 0.66]
+    expected = stats.ttest_rel(treatment, control)
+    comparison = paired_comparison(arm(treatment), arm(control))
+    assert comparison.p == pytest.approx(expected.pvalue, rel=1e-12)
+    assert comparison.interval == pytest.approx(tuple(expected.confidence_interval(0.95)), rel=1e-12)
+    assert comparison.effect_size == pytest.approx(expected.statistic / math.sqrt(4), rel=1e-12)
+
+
+def test_the_interval_of_a_mean_is_scipys() -> None:
+    values = [0.81, 0.75, 0.93]
+    expected = stats.t.interval(0.95, 2, loc=sum(values) / 3, scale=stats.sem(values))
+    assert summarise(values).interval == pytest.approx(expected, rel=1e-12)
+
+
+def test_only_seeds_in_both_arms_are_paired() -> None:
+    comparison = paired_comparison({0: 0.9, 1: 0.8, 5: 1.0}, {1: 0.7, 0: 0.6, 7: 0.0})
+    assert comparison.n == 2
+    assert comparison.difference == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("n", [2, 3, 6, 18])
+def test_the_detectable_difference_is_found_eight_times_in_ten(n: int) -> None:
+    """Checked by simulation, not by the formula it came from."""
+    difference = smallest_detectable_difference(1.0, n)
+    draws = stats.norm.rvs(loc=difference, scale=1.0, size=(20_000, n), random_state=7)
+    found = (stats.ttest_1samp(draws, 0.0, axis=1).pvalue < 0.05).mean()
+    assert found == pytest.approx(0.8, abs=0.012)
+
+
+@pytest.mark.parametrize("effect", [0.1, 0.5, 1.4, 5.0, 60.0, -0.8])
+def test_the_needed_seeds_are_the_fewest_that_suffice(effect: float) -> None:
+    needed = seeds_needed(effect)
+    assert needed is not None
+    assert power_of(effect, needed) >= 0.8
+    assert needed == 2 or power_of(effect, needed - 1) < 0.8
+
+
+def test_a_vanishing_effect_needs_more_seeds_than_anyone_has() -> None:
+    assert seeds_needed(0.0) is None
+    assert seeds_needed(1e-4) is None
+
+
+@pytest.mark.parametrize("n", [3, 6])
+def test_under_the_null_five_in_a_hundred_are_significant(n: int) -> None:
+    noise = random.Random(3)
+    draws = 4000
+    hits = 0
+    for _ in range(draws):
+        treatment, control = ([noise.gauss(0.8, 0.06) for _ in range(n)] for _ in range(2))
+        p = paired_comparison(arm(treatment), arm(control)).p
+        hits += p is not None and p < 0.05
+    assert 0.04 < hits / draws < 0.06
+
+
+def test_holm_by_hand() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.5, 0.9]) == pytest.approx([1.0, 1.0])
+    assert holm([]) == []
+
+
+def test_a_planned_comparison_without_p_still_counts_in_the_family() -> None:
+    assert holm([0.01, None, None]) == [pytest.approx(0.03), None, None]
+
+
+@given(st.lists(st.one_of(st.none(), st.floats(0.0, 1.0)), max_size=12))
+def test_holm_never_lowers_a_p_value_nor_reorders(p_values: list[float | None]) -> None:
+    pairs = [(p, a) for p, a in zip(p_values, holm(p_values), strict=True) if p is not None and a is not None]
+    assert all(p <= adjusted <= 1.0 for p, adjusted in pairs)
+    assert [a for _, a in sorted(pairs)] == sorted(a for _, a in pairs)
+
+
+def test_identical_arms_read_identical_and_warn_nothing() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        comparison = paired_comparison(arm([1.0, 1.0, 0.3]), arm([1.0, 1.0, 0.3]))
+    assert comparison.identical
+    assert (comparison.p, comparison.interval, comparison.effect_size) == (None, None, None)
+    assert verdict(comparison, "A", "B") == "identical: A and B have the same score in all 3 seeds"
+    assert power_line(comparison) is None
+
+
+def test_a_constant_difference_has_no_test_but_is_no_identity() -> None:
+    comparison = paired_comparison(arm([0.95, 0.85, 0.75]), arm([0.85, 0.75, 0.65]))
+    assert not comparison.identical
+    assert comparison.p is None
+    assert comparison.interval is None
+    assert "+0.100 in each of 3 seeds" in verdict(comparison, "A", "B")
+
+
+def test_one_seed_and_no_seed_say_so() -> None:
+    assert "one seed has no interval" in verdict(paired_comparison({0: 0.9}, {0: 0.7}), "A", "B")
+    assert "nothing can be said" in verdict(paired_comparison({0: 0.9}, {1: 0.7}), "A", "B")
+
+
+def test_the_verdict_names_the_better_arm_whatever_the_sign() -> None:
+    better, worse = arm([0.9, 0.91, 0.92, 0.9]), arm([0.8, 0.82, 0.81, 0.81])
+    assert "A scores higher than B" in verdict(paired_comparison(better, worse), "A", "B")
+    assert "B scores higher than A" in verdict(paired_comparison(worse, better), "A", "B")
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.dictionaries(st.integers(0, 5), SCORES), st.dictionaries(st.integers(0, 5), SCORES))
+def test_nothing_is_ever_nan(treatment: dict[int, float], control: dict[int, float]) -> None:
+    comparison = paired_comparison(treatment, control)
+    numbers = [comparison.difference, comparison.deviation, comparison.p, comparison.effect_size]
+    numbers += [comparison.smallest_detectable, *(comparison.interval or ())]
+    assert all(math.isfinite(number) for number in numbers if number is not None)
+    words = f"{verdict(comparison, 'A', 'B')} {power_line(comparison)}"
+    assert "nan" not in words
+    assert "inf" not in words.split()
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(SCORES, SCORES), min_size=2, max_size=6))
+def test_swapping_the_arms_flips_the_sign_alone(pairs: list[tuple[float, float]]) -> None:
+    one, other = arm([a for a, _ in pairs]), arm([b for _, b in pairs])
+    there, back = paired_comparison(one, other), paired_comparison(other, one)
+    assert there.difference == pytest.approx(-(back.difference or 0.0))
+    assert there.p == pytest.approx(back.p)
