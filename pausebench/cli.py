@@ -78,7 +78,7 @@ def to_config(command: str, composed: Any) -> Any:
     from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
     try:
-        config = OmegaConf.to_object(composed)
+        config: Any = OmegaConf.to_object(composed)
     except MissingMandatoryValue as error:
         name = str(error.full_key or re.sub(r".*: ", "", str(error).splitlines()[0]))
         raise BadInput(f"{name}= is missing. Example:\n  {command_help(command).splitlines()[-2].strip()}") from None
@@ -100,7 +100,7 @@ class HydraCells:
     def __init__(self) -> None:
         from hydra.core.global_hydra import GlobalHydra
 
-        self._hydra = GlobalHydra.instance().hydra
+        self._hydra: Any = GlobalHydra.instance().hydra
 
     def compose(self, command: str, overrides: Sequence[str]) -> Any:
         """The resolved config of one cell. Raises ``BadInput``."""
@@ -123,7 +123,7 @@ class HydraCells:
         chosen = HydraConfig.get()
         config = self._hydra.compose_config(
             command,
-            [f"hydra/launcher={chosen.runtime.choices['hydra/launcher']}"],
+            [f"hydra/launcher={chosen.runtime.choices['hydra/launcher']}", *cells[0]],  # a finetune needs its task
             RunMode.MULTIRUN,
             with_log_configuration=False,
         )
@@ -134,11 +134,10 @@ class HydraCells:
 
 def _launch(hydra: Any, command: str, config: Any, cells: Sequence[Sequence[str]]) -> list[CellOutcome]:
     """``Launcher.launch``, the call that Hydra's own sweepers make."""
+    from hydra._internal.callbacks import Callbacks
     from hydra.core.plugins import Plugins
     from hydra.core.utils import JobStatus
     from hydra.types import HydraContext
-
-    from hydra._internal.callbacks import Callbacks
 
     context = HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks(config))
     launcher = Plugins.instance().instantiate_launcher(
@@ -176,8 +175,13 @@ def _single(command: str, overrides: list[str]) -> None:
 
     _register_schemas()
 
-    def task(composed: Any) -> dict[str, Any]:
-        return execute(command, composed)
+    failure: list[PausebenchError] = []
+
+    def task(composed: Any) -> None:
+        try:
+            execute(command, composed)
+        except PausebenchError as error:  # Hydra would print its own line above ours
+            failure.append(error)
 
     arguments, sys.argv = sys.argv, [f"pausebench {command}", *overrides]
     try:
@@ -185,6 +189,8 @@ def _single(command: str, overrides: list[str]) -> None:
             hydra.main(version_base="1.3", config_path=str(conf_dir().resolve()), config_name=command)(task)()
     finally:
         sys.argv = arguments
+    if failure:
+        raise failure[0]
 
 
 def _sweep(command: str, overrides: list[str]) -> int:
@@ -275,7 +281,8 @@ class _Translated:
             )
         if found := re.search(r"You must specify '([\w/]+)'", text):
             group = found.group(1)
-            return f"{group}= is missing; allowed are {', '.join(choices(group))}. For example {group}={choices(group)[0]}."
+            allowed = choices(group)
+            return f"{group}= is missing; allowed are {', '.join(allowed)}. For example {group}={allowed[0]}."
         if found := re.search(r"Key '([^']*)' (?:is )?not in|Could not override '([^']*)'", text):
             name = next((item for item in self.overrides if found.group(1) and found.group(1) in item), None)
             key = (name or found.group(2) or found.group(1)).partition("=")[0].lstrip("+~")
@@ -283,8 +290,8 @@ class _Translated:
             hint = f" Did you mean {' or '.join(near)}?" if near else ""
             return f"{key} is no option of pausebench {self.command}.{hint} {see}"
         if "Ambiguous value" in text:
-            given = re.search(r"argument '([^']*)'", text)
-            name, _, value = (given.group(1) if given else "").partition("=")
+            argument = re.search(r"argument '([^']*)'", text)
+            name, _, value = (argument.group(1) if argument else "").partition("=")
             return f"{name}={value}: several values need -m (a sweep), or {name}=[{value}] where a list is meant. {see}"
         if found := re.search(r"full_key: ([\w.]+)", text):
             key = found.group(1)

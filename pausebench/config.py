@@ -93,9 +93,7 @@ class ModelConfig:
     linear_gain: float | None = option(None, "linear weights N(0, (linear_gain / sqrt(fan_in))^2) instead")
 
     def __post_init__(self) -> None:
-        require(
-            self.activation in ("gelu", "relu"), f"model.activation={self.activation}", "allowed are gelu and relu"
-        )
+        require(self.activation in ("gelu", "relu"), f"model.activation={self.activation}", "allowed are gelu and relu")
         for name in ("n_layers", "n_heads", "d_model", "d_mlp", "max_positions"):
             require(getattr(self, name) >= 1, f"model.{name}={getattr(self, name)}", "must be at least 1")
         require(
@@ -124,7 +122,7 @@ class WorldConfig:
     def __post_init__(self) -> None:
         require(self.kind in ("count", "relay"), f"world.kind={self.kind}", "allowed are count and relay")
         require(1 <= self.n_min <= self.n_max, f"world.n_min={self.n_min}", f"must be 1 to n_max={self.n_max}")
-        require(1 <= self.n_task, f"world.n_task={self.n_task}", "must be at least 1")
+        require(self.n_task >= 1, f"world.n_task={self.n_task}", "must be at least 1")
         require(max(self.n_max, self.n_task) <= 46, f"world.n_max={self.n_max}", "numbers end at 46")
         unknown = [fact for fact in self.facts if fact not in ("MAJ", "FIRST", "LAST", "CNT")]
         require(not unknown, f"world.facts={self.facts}", "allowed are MAJ, FIRST, LAST, CNT")
@@ -299,7 +297,9 @@ class FinetuneConfig(RunConfig):
     default_k: int = option(8, "K where k is not given", identity=False)
     placement: Placement = option(Placement.append, "append or prepend the pauses (section 5.3)")
     prefix: AttentionKind = option(AttentionKind.bidirectional, "causal, bidirectional or bottleneck attention")
-    pretraining: Pretraining = option(Pretraining.pause, "std or pause: which pretrained parent to find in runs/pretrain")
+    pretraining: Pretraining = option(
+        Pretraining.pause, "std or pause: which pretrained parent to find in runs/pretrain"
+    )
     pretraining_seed: int = option(0, "seed of that parent")
     init: str | None = option(None, "a pretrain run's folder, or random, instead of the search by pretraining=")
     length_limit: LengthLimit = option(
@@ -400,7 +400,9 @@ class ReproduceConfig(RunConfig):
         valid = self.seeds is None or (type(self.seeds) is int and self.seeds >= 1)
         if isinstance(self.seeds, list):
             valid = len(self.seeds) > 0 and all(type(seed) is int and seed >= 0 for seed in self.seeds)
-        require(valid, f"seeds={self.seeds}", "must be a number of seeds or a list", "For example seeds=3 or seeds=[0,1].")
+        require(
+            valid, f"seeds={self.seeds}", "must be a number of seeds or a list", "For example seeds=3 or seeds=[0,1]."
+        )
 
 
 @dataclass(frozen=True)

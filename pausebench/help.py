@@ -1,4 +1,4 @@
-"""``--help``, written from the schema and the files in conf/. Imports neither torch nor Hydra, so that it is instant."""
+"""``--help``, written from the schema and the files in conf/. Imports neither torch nor Hydra: it is instant."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def _shown(default: object) -> str:
         return str(default.value)
     if isinstance(default, bool):
         return str(default).lower()
-    return {None: "none", MISSING: "..."}.get(default, str(default)) if not isinstance(default, list) else "[]"  # type: ignore[call-overload]
+    return {None: "none", MISSING: "..."}.get(default, str(default)) if not isinstance(default, list) else "[]"
 
 
 def _kind(hint: object) -> str:

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from omegaconf import OmegaConf
 
 from pausebench.commands import runs
@@ -18,7 +17,7 @@ from pausebench.data.embedded import World, build_world, task_fingerprint
 from pausebench.errors import BadInput, Interrupted
 from pausebench.evaluation.evaluator import Evaluator
 from pausebench.model.decoder import Decoder
-from pausebench.results.run_folder import RunFolder, read_json, write_atomically, write_json
+from pausebench.results.run_folder import RunFolder, read_json, run_name, write_atomically, write_json
 from pausebench.tasks import TASKS
 from pausebench.training import checkpoint, stop
 from pausebench.training.device import choose_device, cpu_threads
@@ -32,7 +31,9 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     finetuned = load_finetune_config(run_path)
     world, task = build_world(finetuned.world), TASKS[finetuned.task]
     if world.tokenizer.fingerprint != manifest["tokenizer"]:
-        raise BadInput(f"{run_path} was trained with tokenizer {manifest['tokenizer']}; it is now {world.tokenizer.fingerprint}.")
+        raise BadInput(
+            f"{run_path} was trained with tokenizer {manifest['tokenizer']}; it is now {world.tokenizer.fingerprint}."
+        )
     fingerprint = task_fingerprint(world, finetuned.seed)
     RunFolder(run_path.parent.parent, "finetune", run_path.name).check_fingerprint(
         fingerprint, config.allow_changed, "allow_changed=true"
@@ -41,12 +42,8 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     counts = config.pause_counts(finetuned.pauses)
     for m in counts:
         check_length(finetuned, task, world, parent, m, "mt")
-    layout = replace(
-        RowLayout.of(finetuned, task, world.tokenizer),
-        placement=config.placement or finetuned.placement,
-        pause_id=filler_id(config.filler, world),
-    )
-    folders = {m: evaluate_folder(config, run_path.name, layout, m) for m in counts}
+    layout = evaluated_layout(config, finetuned)
+    folders = {m: evaluate_folder(config.runs, run_path.name, config.filler, layout, m) for m in counts}
     progress = Progress(run_path.name, 0, config.quiet)
     todo = [m for m in counts if folders[m].result is None]
     if todo:
@@ -83,12 +80,14 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
                         "prompt_hash": task.prompt_hash(world.task_rows(0, 0, 1)[0]),
                         "data_fingerprint": fingerprint,
                     }
-                    write_atomically(folders[m].path / "config.yaml", yaml.safe_dump(plain(replace(config, mt=m))))
+                    write_atomically(folders[m].path / "config.yaml", OmegaConf.to_yaml(plain(replace(config, mt=m))))
                     lines = "".join(json.dumps(row) + "\n" for row in predictions)
                     write_atomically(folders[m].path / "predictions.jsonl", lines)
                     write_json(folders[m].path / "result.json", about)
                 if stop.reason() is not None and m != todo[-1]:
-                    raise Interrupted(f"{stop.reason()}: M up to {m} of {counts} are scored. Type the same command to go on.")
+                    raise Interrupted(
+                        f"{stop.reason()}: M up to {m} of {counts} are scored. Type the same command to go on."
+                    )
     results = {m: folders[m].result for m in counts}
     for m, result in results.items():
         if not config.quiet:
@@ -99,18 +98,27 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     return {"names": [folders[m].name for m in counts]}
 
 
-def evaluate_folder(config: EvaluateConfig, run: str, layout: RowLayout, m: int) -> RunFolder:
-    """Where the result for one M stands."""
+def evaluated_layout(config: EvaluateConfig, finetuned: FinetuneConfig) -> RowLayout:
+    """The rows of the finetuning, with the evaluation's placement and filler."""
+    world = build_world(finetuned.world)
+    layout = RowLayout.of(finetuned, TASKS[finetuned.task], world.tokenizer)
+    placement = config.placement or finetuned.placement
+    return replace(layout, placement=placement, pause_id=filler_id(config.filler, world))
+
+
+def evaluate_folder(root: str, run: str, filler: str, layout: RowLayout, m: int) -> RunFolder:
+    """Where the result for one M of one finetune run stands."""
     identity: dict[str, Any] = {"run": run, "m": m}
     if m > 0:
-        identity |= {"filler": config.filler, "placement": layout.placement.value}
-    return runs.evaluate_folder(config.runs, identity)
+        identity |= {"filler": filler, "placement": layout.placement.value}
+    return RunFolder(root, "evaluate", run_name(f"{run.rpartition('-')[0]}-m{m}", identity))
 
 
 def load_finetune_config(run: Path) -> FinetuneConfig:
     """The resolved config that a finetune run was made with."""
-    stored = yaml.safe_load((run / "config.yaml").read_text())
-    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(FinetuneConfig), stored))
+    config = OmegaConf.to_object(
+        OmegaConf.merge(OmegaConf.structured(FinetuneConfig), OmegaConf.load(run / "config.yaml"))
+    )
     assert isinstance(config, FinetuneConfig)
     return config
 

@@ -77,10 +77,8 @@ def check_world(task: Task, config: FinetuneConfig) -> None:
         raise BadInput(f"task={task.name} has no rows in world={config.world.name}; allowed are {fit}.")
 
 
-def check_length(
-    config: FinetuneConfig, task: Task, world: World, parent: runs.Parent, pauses: int, name: str
-) -> None:
-    """Raise ``BadInput`` when prefix + pauses + cue + target do not fit. ``name`` is the option that gave ``pauses``."""
+def check_length(config: FinetuneConfig, task: Task, world: World, parent: runs.Parent, pauses: int, name: str) -> None:
+    """Raise ``BadInput`` when prefix + pauses + cue + target do not fit. ``name``: the option behind ``pauses``."""
     limit = config.model.max_positions
     reason = f"model={config.model.name} has {limit} positions"
     if config.length_limit is LengthLimit.pretrained and parent.length is not None and parent.length < limit:

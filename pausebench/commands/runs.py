@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
+from omegaconf import OmegaConf
 
 from pausebench import __version__
 from pausebench.config import FinetuneConfig, PretrainConfig, plain
@@ -25,23 +25,19 @@ VERSIONED = ("torch", "hydra-core", "omegaconf", "safetensors")
 
 def pretrain_folder(config: PretrainConfig) -> RunFolder:
     """The folder of a resolved pretrain config."""
-    slug = f"{config.world.name}-{config.model.name}-{config.variant}-s{config.seed}"
+    slug = f"{_what(config.world.name, config.model.name)}-{config.variant}-s{config.seed}"
     return RunFolder(config.runs, "pretrain", run_name(slug, config.identity()))
 
 
 def finetune_folder(config: FinetuneConfig, parent: Parent) -> RunFolder:
     """The folder of a resolved finetune config with this parent."""
-    slug = (
-        f"{config.task}-{config.world.name}-{config.model.name}-{variant(parent.pretraining, config.pauses)}"
-        f"-k{config.k}-s{config.seed}"
-    )
+    what = _what(config.task, config.world.name, config.model.name)
+    slug = f"{what}-{variant(parent.pretraining, config.pauses)}-k{config.k}-s{config.seed}"
     return RunFolder(config.runs, "finetune", run_name(slug, config.identity(parent.name)))
 
 
-def evaluate_folder(runs: str, identity: dict[str, Any]) -> RunFolder:
-    """The folder of one M of an evaluation: the finetune run's readable part, M, and the hash of what is scored."""
-    slug = f"{identity['run'].rpartition('-')[0]}-m{identity['m']}"
-    return RunFolder(runs, "evaluate", run_name(slug, identity))
+def _what(*names: str) -> str:
+    return "-".join(dict.fromkeys(names))
 
 
 def variant(pretraining: str, k: int) -> str:
@@ -68,6 +64,11 @@ class Parent:
 
 
 RANDOM = Parent("random", "none", None, None, None, None, None)
+
+
+def planned_parent(name: str, pretraining: str, seed: int) -> Parent:
+    """A pretrain run that need not exist yet, as far as the name of its finetunings goes."""
+    return Parent(name, pretraining, seed, None, None, None, None)
 
 
 def find_parent(config: FinetuneConfig, tokenizer: str) -> Parent:
@@ -128,7 +129,11 @@ def existing_run(runs: str, command: str, given: str) -> Path:
     listed = "".join(f"\n  {name}" for name in known[:8]) + (f"\n  and {len(known) - 8} more" if known[8:] else "")
     raise BadInput(
         f"{given} is no {command} run (looked for {given}/manifest.json and {runs}/{command}/{given}). "
-        + (f"Finished {command} runs:{listed}" if known else f"{runs}/{command} holds none yet: pausebench {command} --help")
+        + (
+            f"Finished {command} runs:{listed}"
+            if known
+            else f"{runs}/{command} holds none yet: pausebench {command} --help"
+        )
     )
 
 
@@ -148,11 +153,13 @@ def parent_of(run: Path) -> Parent:
 
 def _checked(parent: Parent, config: FinetuneConfig, tokenizer: str) -> Parent:
     if parent.model != plain(config.model):
-        changed = [name for name, value in plain(config.model).items() if (parent.model or {}).get(name) != value]
+        here, there = plain(config.model), parent.model or {}
+        changed = [
+            f"{name} {there.get(name)} there, {here[name]} here" for name in here if there.get(name) != here[name]
+        ]
         raise BadInput(
-            f"{parent.name} has another model than model={config.model.name}: "
-            + ", ".join(f"{name} is {(parent.model or {}).get(name)} there, {plain(config.model)[name]} here" for name in changed)
-            + ". Give its model=, or another init=."
+            f"{parent.name} has another model than model={config.model.name}: {', '.join(changed)}. "
+            "Give its model=, or another init=."
         )
     if parent.tokenizer != tokenizer:
         raise BadInput(
@@ -167,7 +174,7 @@ def write_manifest(
 ) -> None:
     """config.yaml and manifest.json of a training run."""
     folder.create()
-    write_atomically(folder.path / "config.yaml", yaml.safe_dump(plain(config), sort_keys=False))
+    write_atomically(folder.path / "config.yaml", OmegaConf.to_yaml(plain(config)))
     write_json(
         folder.path / "manifest.json",
         {

@@ -80,9 +80,9 @@ def pretraining_batches(config: PretrainConfig, world: World) -> Batches:
         )
 
     def block(seed: int, start: int, rows: int) -> Batch:
-        documents = [tokenizer.encode(text)[:length] for text in world.documents(seed, start, rows)]
-        lengths = torch.tensor([len(ids) for ids in documents])
-        input_ids = torch.tensor([ids + [tokenizer.end_id] * (length - len(ids)) for ids in documents])
+        documents, lengths = tokenizer.encode_batch(world.documents(seed, start, rows))
+        input_ids = torch.full((rows, length), tokenizer.end_id)
+        input_ids[:, : documents.shape[1]] = documents[:, :length]
         supervised = torch.arange(length) <= lengths[:, None]
         places = pauses.draw_places(seed, torch.arange(start, start + rows), length, count)
         input_ids, labels = pauses.inject(input_ids, supervised, places, tokenizer.pause_id)
@@ -112,15 +112,12 @@ class EncodedExamples(NamedTuple):
 
 def encode_examples(examples: list[Example], tokenizer: WordTokenizer) -> EncodedExamples:
     """Tokenise prefix and target apart, as inference will. Raises ``BadInput`` for an empty one."""
-    columns = []
+    columns: list[Tensor] = []
     for name in ("prefix", "target"):
-        ids = [tokenizer.encode(getattr(example, name)) for example in examples]
-        if not all(ids):
-            raise BadInput(f"row {next(i for i, row in enumerate(ids) if not row)} has an empty {name}.")
-        lengths = torch.tensor([len(row) for row in ids])
-        width = int(lengths.max())
-        padded = [row + [tokenizer.end_id] * (width - len(row)) for row in ids]
-        columns += [torch.tensor(padded), lengths]
+        ids, lengths = tokenizer.encode_batch([getattr(example, name) for example in examples])
+        if not bool(lengths.all()):
+            raise BadInput(f"row {int(lengths.argmin())} has an empty {name}.")
+        columns += [ids, lengths]
     return EncodedExamples(*columns)
 
 

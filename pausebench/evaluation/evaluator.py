@@ -34,7 +34,7 @@ class Evaluator:
         encoded = encode_examples(self.examples, self.tokenizer)
         order = torch.argsort(encoded.prefix_lengths + encoded.target_lengths, stable=True)
         # Rows of like length stand together; predictions are put back in the order of the split.
-        self._batches = [(index.tolist(), encoded.rows(index)) for index in order.split(batch_size)]
+        self._batches = [(index.tolist(), encoded.rows(index)) for index in torch.split(order, batch_size)]
 
     def evaluate(self, layout: RowLayout, m: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """Scores with M = ``m`` pauses (or fillers: ``layout.pause_id``): (result fields, one prediction a row).

@@ -85,25 +85,39 @@ def decoding_mask(kind: AttentionKind, key_roles: Tensor, positions: Tensor) -> 
 SMALL_SCORES = 64 * 64  # below this many scores a head, plain products beat the fused kernel on a CPU by half
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None) -> Tensor:
-    """Scaled dot-product attention [B, H, T, E] x [B, H, S, E] -> [B, H, T, E].
+def attend(q: Tensor, k: Tensor, v: Tensor, n_heads: int, allowed: Tensor | None) -> Tensor:
+    """Multi-head scaled dot-product attention: [B, T, D], [B, S, D], [B, S, D] -> [B, T, D].
 
     ``allowed`` is bool, broadcastable to [B, H, T, S]; None is causal, the T queries being the last of the S keys.
     """
-    B, H, T, E = q.shape
-    S = k.shape[2]
+    B, T, D = q.shape
+    S, H = k.shape[1], n_heads
     if q.device.type == "cpu" and q.dtype is torch.float32 and T * S <= SMALL_SCORES:
         bias = causal_bias(T, S)
         if allowed is not None:
             bias = torch.zeros_like(allowed, dtype=torch.float32).masked_fill_(~allowed, -math.inf)
             bias = bias.expand(B, H, T, S).reshape(B * H, T, S)
-        scores = torch.baddbmm(bias, q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2), alpha=1 / math.sqrt(E))
-        return torch.bmm(scores.softmax(dim=2), v.flatten(0, 1)).view(B, H, T, E)
+        if H > 1:
+            q, k, v = (split_heads(part, H).flatten(0, 1) for part in (q, k, v))
+        scores = torch.baddbmm(bias, q, k.transpose(1, 2), alpha=1 / math.sqrt(D // H))
+        attended = torch.bmm(scores.softmax(dim=2), v)
+        return attended if H == 1 else merge_heads(attended.view(B, H, T, -1))
+    q, k, v = (split_heads(part, H) for part in (q, k, v))
     if allowed is None and T == S:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return merge_heads(F.scaled_dot_product_attention(q, k, v, is_causal=True))
     if allowed is None and T > 1:
         allowed = causal_bias(T, S).to(q.device) == 0
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
+    return merge_heads(F.scaled_dot_product_attention(q, k, v, attn_mask=allowed))
+
+
+def split_heads(x: Tensor, n_heads: int) -> Tensor:
+    """[B, T, D] -> [B, H, T, D/H]"""
+    return x.view(*x.shape[:2], n_heads, -1).transpose(1, 2)
+
+
+def merge_heads(x: Tensor) -> Tensor:
+    """[B, H, T, D/H] -> [B, T, D]"""
+    return x.transpose(1, 2).flatten(2)
 
 
 @lru_cache(maxsize=64)

@@ -22,26 +22,26 @@ from pausebench.model.attention import AttentionMask, attend
 
 
 class KeyValueCache:
-    """Keys and values of every layer, [L, B, H, S, D/H], written at each row's own position.
+    """Keys and values of every layer, [L, B, S, D], written at each row's own position.
 
     Rows may have prefixes of different lengths: a prefill writes right-padded rows, later tokens overwrite the
     padding, and the caller's mask hides what is not yet written.
     """
 
     def __init__(self, config: ModelConfig, batch: int, slots: int, dtype: torch.dtype, device: torch.device) -> None:
-        shape = (config.n_layers, batch, config.n_heads, slots, config.d_model // config.n_heads)
+        shape = (config.n_layers, batch, slots, config.d_model)
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
         self.values = torch.zeros(shape, dtype=dtype, device=device)
 
     def write(self, layer: int, keys: Tensor, values: Tensor, positions: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Store [B, H, T, D/H] and return what to attend to: the prefill itself, or (one token) the whole cache."""
+        """Store [B, T, D] and return what to attend to: the prefill itself, or (one token) the whole cache."""
         if positions is None:
-            self.keys[layer, :, :, : keys.shape[2]] = keys
-            self.values[layer, :, :, : values.shape[2]] = values
+            self.keys[layer, :, : keys.shape[1]] = keys
+            self.values[layer, :, : values.shape[1]] = values
             return keys, values
         rows = torch.arange(len(positions), device=positions.device)
-        self.keys[layer, rows, :, positions] = keys[:, :, 0]
-        self.values[layer, rows, :, positions] = values[:, :, 0]
+        self.keys[layer, rows, positions] = keys[:, 0]
+        self.values[layer, rows, positions] = values[:, 0]
         return self.keys[layer], self.values[layer]
 
     def keep_rows(self, rows: Tensor) -> None:
@@ -75,20 +75,20 @@ class Block(nn.Module):
         decode_positions: Tensor | None,
     ) -> Tensor:
         """[B, T, D] -> [B, last, D]: every position is read, the last ones are computed."""
-        T, D, H = x_BTD.shape[1], x_BTD.shape[2], self.n_heads
+        T, D = x_BTD.shape[1:]
         normed = self.norm_attention(x_BTD)
         if last == T:
-            q, k, v = self.qkv(normed).split(D, dim=2)
+            q, k, v = self.qkv(normed).chunk(3, dim=2)
         else:
             q = F.linear(normed[:, -last:], self.qkv.weight[:D], self.qkv.bias[:D])
-            k, v = F.linear(normed, self.qkv.weight[D:], self.qkv.bias[D:]).split(D, dim=2)
+            k, v = F.linear(normed, self.qkv.weight[D:], self.qkv.bias[D:]).chunk(2, dim=2)
             x_BTD = x_BTD[:, -last:]
             allowed = None if allowed is None else allowed[:, :, -last:]
-        q, k, v = (part.view(*part.shape[:2], H, D // H).transpose(1, 2) for part in (q, k, v))
         if cache is not None:
             k, v = cache.write(self.layer, k, v, decode_positions)
-        x_BTD = x_BTD + self.attention_out(attend(q, k, v, allowed).transpose(1, 2).flatten(2))
-        return x_BTD + self.mlp_out(self.activation(self.mlp_in(self.norm_mlp(x_BTD))))
+        x_BTD = x_BTD + self.attention_out(attend(q, k, v, self.n_heads, allowed))
+        mlp: Tensor = self.mlp_out(self.activation(self.mlp_in(self.norm_mlp(x_BTD))))
+        return x_BTD + mlp
 
 
 class Decoder(nn.Module):
@@ -133,7 +133,8 @@ class Decoder(nn.Module):
         for block in self.blocks:
             wanted = T if last is None or block is not self.blocks[-1] else last
             x_BTD = block(x_BTD, allowed, wanted, cache, decode_positions)
-        return self.norm_out(x_BTD)
+        hidden: Tensor = self.norm_out(x_BTD)
+        return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., D] -> [..., V] through the tied embedding."""

@@ -6,7 +6,6 @@ Only `result.json` of evaluated cells, `plan.json` of studies, and the files of 
 
 from __future__ import annotations
 
-import json
 import math
 import shlex
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pausebench.errors import BadInput
+from pausebench.results.run_folder import read_json
 
 PAUSE = "<pause>"
 PRETRAINING_NAMES = {"std": "StdPT", "pause": "PausePT", "none": "NoPT"}
@@ -22,7 +22,7 @@ PRETRAINING_NAMES = {"std": "StdPT", "pause": "PausePT", "none": "NoPT"}
 
 @dataclass(frozen=True)
 class Result:
-    """One evaluated run. `value` is the task's metric, `stderr` its test-set standard error, `target_nll` in nats a token."""
+    """One evaluated run: the task's metric, its test-set standard error, `target_nll` in nats a token."""
 
     value: float
     stderr: float | None
@@ -79,7 +79,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Scores:
-    """One arm in one setting: its planned cells, and per seed the mean over the worlds (seeds complete in all worlds)."""
+    """One arm in one setting: its planned cells, and {seed: mean over the worlds} for seeds that have all of them."""
 
     arm: Arm
     cells: tuple[Cell, ...]
@@ -170,11 +170,12 @@ class Primary:
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of a plan: `lines` are the commands a user could type, `done` counts the finished ones."""
+    """One stage of a plan: its runs, planned and finished, and the commands a user could type for them."""
 
     command: str
-    lines: tuple[str, ...]
+    planned: int
     done: int
+    lines: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -184,7 +185,6 @@ class Study:
     runs: Path
     result: str
     title: str
-    model: str
     seeds: tuple[int, ...]
     unit: str
     notes: tuple[str, ...]
@@ -201,6 +201,10 @@ class Study:
     def cells(self) -> list[Cell]:
         """Every evaluated cell once; panels share cells."""
         return list({cell.name: cell for panel in self.panels for cell in panel.cells}.values())
+
+    def models(self) -> list[str]:
+        """The models of the finished runs."""
+        return sorted({cell.result.model for cell in self.cells() if cell.result and cell.result.model})
 
     def missing(self) -> list[Cell]:
         """The cells that have no result yet."""
@@ -234,7 +238,7 @@ def load_unplanned(runs: Path, studies: Sequence[Study]) -> list[Cell]:
     cells = []
     for path in sorted(_evaluated(runs)):
         name = path.parent.name
-        raw = None if name in planned else read_json(path)
+        raw = None if name in planned else read_if_whole(path)
         if isinstance(raw, dict):
             result, problem = _result(raw)
             cells.append(_cell({**raw, "name": name}, result, problem))
@@ -242,11 +246,10 @@ def load_unplanned(runs: Path, studies: Sequence[Study]) -> list[Cell]:
 
 
 def _study(runs: Path, path: Path) -> Study:
-    plan = read_json(path)
+    plan = read_if_whole(path)
     try:
         if not isinstance(plan, dict):
             raise TypeError("not a JSON object")
-        stages = [_stage(runs, stage) for stage in plan["stages"]]
         panels = tuple(
             Panel(
                 panel["id"],
@@ -264,14 +267,13 @@ def _study(runs: Path, path: Path) -> Study:
             runs=runs,
             result=plan["result"],
             title=plan["title"],
-            model=plan["model"],
             seeds=tuple(plan["seeds"]),
             unit=plan["unit"],
             notes=tuple(plan["notes"]),
             command=plan["command"],
             primary=Primary(**primary) if primary else None,
             panels=panels,
-            stages=tuple(stages),
+            stages=tuple(_stage(runs, stage, panels) for stage in plan["stages"]),
             planned_names=frozenset(evaluated | {cell.name for panel in panels for cell in panel.cells}),
         )
     except (KeyError, TypeError, ValueError) as broken:
@@ -281,20 +283,22 @@ def _study(runs: Path, path: Path) -> Study:
         ) from broken
 
 
-def _stage(runs: Path, raw: dict[str, Any]) -> Stage:
-    command, cells = raw["command"], raw["cells"]
-    return Stage(
-        command=command,
-        lines=tuple(f"pausebench {command} {shlex.join(cell['overrides'])}" for cell in cells),
-        done=sum((runs / command / cell["name"] / "result.json").is_file() for cell in cells),
-    )
+def _stage(runs: Path, raw: dict[str, Any], panels: Sequence[Panel]) -> Stage:
+    command = raw["command"]
+    if command == "evaluate":
+        # One evaluate command scores a list of M, each in a folder of its own; the panels know every folder.
+        done = {cell.name: cell.result is not None for panel in panels for cell in panel.cells}
+    else:
+        done = {cell["name"]: (runs / command / cell["name"] / "result.json").is_file() for cell in raw["cells"]}
+    lines = raw.get("commands") or [f"pausebench {command} {shlex.join(cell['overrides'])}" for cell in raw["cells"]]
+    return Stage(command, len(done), sum(done.values()), tuple(lines))
 
 
 def _planned_cell(runs: Path, raw: dict[str, Any]) -> Cell:
     path = runs / "evaluate" / raw["name"] / "result.json"
     if not path.is_file():
         return _cell(raw, None, "not run")
-    found = read_json(path)
+    found = read_if_whole(path)
     if not isinstance(found, dict):
         return _cell(raw, None, "result.json is unreadable")
     return _cell(raw, *_result(found))
@@ -359,11 +363,11 @@ def _evaluated(runs: Path) -> Iterator[Path]:
     return runs.glob("evaluate/*/result.json")
 
 
-def read_json(path: Path) -> Any:
+def read_if_whole(path: Path) -> Any:
     """The content of a JSON file; None when it is absent or unreadable."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_json(path)
+    except BadInput:
         return None
 
 

@@ -6,7 +6,6 @@ series colours become CSS variables so that the page's light, dark and print sty
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pausebench.results.collect import Panel, Scores, Setting, Study, finite
+from pausebench.results.run_folder import read_metrics
 from pausebench.results.statistics import interval, number, plus_minus, report_extra, summarise
 from pausebench.results.tables import (
     InstrumentCheck,
@@ -89,8 +89,8 @@ def filler_bars(study: Study, panel: Panel, setting: Setting) -> Plot:
     labels = [f"{scores.arm.variant + ': ' if several else ''}{filler_label(scores.arm)}" for scores in arms]
     looks = [look_of(scores.arm.variant) for scores in arms]
     caption = (
-        "A control: do extra tokens help a model that was never trained with them? If they did, more time alone would be "
-        "enough. Bars: mean over seeds. Lines: 95 % interval. Dots: single seeds."
+        "A control: do extra tokens help a model that was never trained with them? If they did, more time alone "
+        "would be enough. Bars: mean over seeds. Lines: 95 % interval. Dots: single seeds."
     )
     title = f"{panel.title} · {setting.label}"
     return _bars(f"{study.result}-{panel.id}", title, setting, caption, arms, labels, looks, panel.chance(setting))
@@ -99,7 +99,10 @@ def filler_bars(study: Study, panel: Panel, setting: Setting) -> Plot:
 def k_curve(study: Study, panel: Panel, setting: Setting) -> Plot:
     """Score against K, the pauses of finetuning, one line a pretraining; M = K."""
     lines = _lines(panel, setting, lambda scores: pretraining_label(scores.arm), lambda scores: scores.arm.k)
-    caption = "How many pauses are best? Each model is finetuned and evaluated with its own K. Error bars: 95 % interval over seeds; dots: single seeds."
+    caption = (
+        "How many pauses are best? Each model is finetuned and evaluated with its own K. "
+        "Error bars: 95 % interval over seeds; dots: single seeds."
+    )
     return _curve(f"{study.result}-{panel.id}", study, panel, setting, caption, lines, "K, pauses in finetuning")
 
 
@@ -108,7 +111,8 @@ def m_curve(study: Study, panel: Panel, setting: Setting) -> Plot:
     lines = _lines(panel, setting, lambda scores: scores.arm.variant, lambda scores: scores.arm.mt)
     trained = sorted({scores.arm.k for scores in panel.scores(setting)})
     caption = (
-        f"What if a finished model gets fewer or more pauses than it was trained with? All were finetuned with K = {', '.join(map(str, trained))}; only the pauses at inference change. "
+        "What if a finished model gets fewer or more pauses than it was trained with? "
+        f"All were finetuned with K = {', '.join(map(str, trained))}; only the pauses at inference change. "
         "Error bars: 95 % interval over seeds; dots: single seeds."
     )
     identifier = f"{study.result}-{panel.id}"
@@ -166,20 +170,9 @@ def read_curve(run: Path, column: str = "loss") -> dict[int, float]:
 
     A torn line (the run was killed while writing) and values that are not finite are left out; no file is no curve.
     """
-    curve: dict[int, float] = {}
-    try:
-        lines = (run / "metrics.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return curve
-    for line in lines:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        value = finite(row.get(column)) if isinstance(row, dict) else None
-        if value is not None and isinstance(row.get("step"), int):
-            curve[row["step"]] = value
-    return curve
+    path = run / "metrics.jsonl"
+    rows = read_metrics(path) if path.is_file() else []
+    return {row["step"]: value for row in rows if (value := finite(row.get(column))) is not None}
 
 
 def look_of(name: str) -> Look:
@@ -365,7 +358,8 @@ def _draw(identifier: str, label: str, height_inches: float, paint: Callable[[Ax
     matplotlib = report_extra("matplotlib")
     figure_module = report_extra("matplotlib.figure")
     style: dict[str, Any] = {
-        "svg.fonttype": "none", "text.parse_math": False, "svg.hashsalt": identifier, "font.family": "sans-serif", "font.size": 10,
+        "svg.fonttype": "none", "text.parse_math": False, "svg.hashsalt": identifier,
+        "font.family": "sans-serif", "font.size": 10,
         "axes.edgecolor": INK, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK, "text.color": INK,
         "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.7, "axes.axisbelow": True,
         "axes.grid": True, "grid.color": GRID, "grid.linewidth": 0.6, "hatch.linewidth": 0.7, "lines.linewidth": 1.6,
@@ -385,9 +379,9 @@ def _themed(svg: str, identifier: str, label: str) -> str:
     """Cut matplotlib's file down to what may stand inside an HTML page beside its siblings."""
     slug = "f-" + re.sub(r"[^a-z0-9]+", "-", identifier.lower()).strip("-")
     svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<(metadata|style).*?</\1>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)
     svg = re.sub(r"font-family: [^;]*; ?", "", svg)
-    svg = re.sub(r'<g id="[^"]*"', "<g", svg).replace("xlink:href", "href")
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)
     svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{slug}-", svg)
     for color, css in CSS_OF.items():
         svg = svg.replace(color, css)

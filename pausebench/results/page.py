@@ -7,18 +7,16 @@ escaped by the template.
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from pausebench.errors import BadInput
 from pausebench.results import figures, statistics, tables
-from pausebench.results.collect import Panel, Scores, Setting, Study, load_studies, load_unplanned, read_json
+from pausebench.results.collect import Panel, Scores, Setting, Study, load_studies, load_unplanned, read_if_whole
 from pausebench.results.figures import Plot
+from pausebench.results.run_folder import disk_error, write_atomically
 from pausebench.results.statistics import report_extra, summarise
 
 EXAMPLE_ROWS = 5
@@ -73,7 +71,7 @@ def write_report(runs: Path, result: str | None = None) -> Path:
     """Read the run folders under `runs`, write `runs/report/index.html` in one step and return its path.
 
     `result` selects one study; without it every study is shown, and the evaluated runs outside any plan.
-    Raises BadInput when there is nothing to report, or the page cannot be written.
+    Raises BadInput when there is nothing to report, RunFailed when the disk does not take the page.
     """
     studies = load_studies(runs, result)
     others = tables.group_unplanned(load_unplanned(runs, studies)) if result is None else []
@@ -95,7 +93,13 @@ def write_report(runs: Path, result: str | None = None) -> Path:
         files("pausebench.results").joinpath("page.html.jinja").read_text(encoding="utf-8")
     )
     page = template.render(views=[_view(study) for study in studies], others=others)
-    return _write(runs / "report" / "index.html", page)
+    path = runs / "report" / "index.html"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise disk_error(path, error) from None
+    write_atomically(path, page)
+    return path
 
 
 def _view(study: Study) -> StudyView:
@@ -182,7 +186,7 @@ def _provenance(study: Study) -> Provenance:
     devices: dict[str, int] = {}
     versions: dict[str, int] = {}
     for name in names:
-        manifest = read_json(study.runs / "finetune" / name / "manifest.json")
+        manifest = read_if_whole(study.runs / "finetune" / name / "manifest.json")
         if not isinstance(manifest, dict):
             continue
         if manifest.get("device"):
@@ -204,22 +208,3 @@ def _counted(seen: dict[str, int]) -> tuple[str, ...]:
     if len(seen) < 2:
         return tuple(seen)
     return tuple(f"{value} ({count} runs)" for value, count in sorted(seen.items()))
-
-
-def _write(path: Path, page: str) -> Path:
-    temporary = ""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".index-", suffix=".html")
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(page)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except OSError as broken:
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)
-        raise BadInput(
-            f"the page {path} cannot be written ({broken.strerror}); allowed: a folder that is writable and has space; "
-            "next: free some space or copy the runs elsewhere, then pausebench report runs=THERE"
-        ) from broken
-    return path

@@ -160,6 +160,21 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def read_last_metrics(path: Path) -> dict[str, Any] | None:
+    """The newest whole row of a metrics.jsonl that may be growing; None when there is none."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - 4096))
+            lines = file.read().decode(errors="replace").splitlines()
+    except OSError:
+        return None
+    for line in reversed(lines):
+        with suppress(ValueError):
+            row: dict[str, Any] = json.loads(line)
+            return row
+    return None
+
+
 def _start_time(pid: int) -> int | None:
     """Start of a process in clock ticks since boot, where the system tells: it unmasks a reused pid. -1: a zombie."""
     try:

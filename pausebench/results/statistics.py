@@ -110,7 +110,7 @@ def paired_comparison(treatment: Mapping[int, float], control: Mapping[int, floa
 
 
 def power_of(effect_size: float, n: int) -> float:
-    """Probability that a two-sided paired t test over n >= 2 seeds finds a true standardised effect at the 5 % level."""
+    """Probability that the two-sided paired t test over n >= 2 seeds finds this true effect d_z at the 5 % level."""
     return _power(abs(effect_size) * math.sqrt(n), n - 1)
 
 
@@ -158,7 +158,8 @@ def verdict(comparison: Comparison, treatment: str, control: str) -> str:
     if difference is None:
         return f"no seed has both {treatment} and {control}: nothing can be said yet"
     if comparison.identical:
-        return f"identical: {treatment} and {control} have the same score in {'the one seed' if n == 1 else f'all {n} seeds'}"
+        where = "the one seed" if n == 1 else f"all {n} seeds"
+        return f"identical: {treatment} and {control} have the same score in {where}"
     if n == 1:
         return f"difference {difference:+.3f} in 1 seed: one seed has no interval and settles nothing"
     if comparison.interval is None:

@@ -1,7 +1,7 @@
 """What a study says: the instrument check, the primary comparison, the secondary family, and the terminal report.
 
-Invariant: the family of secondary comparisons follows from the plan alone, so it does not shrink while runs are missing,
-and the primary comparison is never counted in it.
+Invariant: the family of secondary comparisons follows from the plan alone, so it does not shrink while runs are
+missing, and the primary comparison is never counted in it.
 """
 
 from __future__ import annotations
@@ -285,7 +285,7 @@ def print_report(runs: Path, result: str | None, console: Console) -> None:
 
 def _print_study(study: Study, console: Console) -> None:
     console.print(Text(f"{study.title} ({study.result})", style="bold"))
-    console.print(Text(f"{len(study.seeds)} seeds, each one {study.unit}", style="dim"))
+    console.print(Text(f"{len(study.seeds)} seeds; unit of replication: {study.unit}", style="dim"))
     check = check_instrument(study)
     if check.state == "failed":
         line = f"INSTRUMENT CHECK FAILED: {check.sentence}. The tables below mean nothing."
@@ -313,9 +313,10 @@ def _print_study(study: Study, console: Console) -> None:
         console.print(table)
     for panel in study.of_kind("k_curve", "m_curve", "filler"):
         for setting in panel.settings():
-            console.print(Text(f"{panel.title} · {setting.label}"))
+            axis = {"k_curve": " (K: score)", "m_curve": " (M: score)"}.get(panel.kind, "")
+            console.print(Text(f"{panel.title} · {setting.label}{axis}"))
             for name, points in _compact(panel, setting).items():
-                console.print(Text(f"  {name}: {', '.join(points)}"))
+                console.print(Text(f"  {name}  {'  '.join(points)}"))
     missing = missing_line(study)
     if missing:
         console.print(Text(missing, style="yellow"), soft_wrap=True)
@@ -324,16 +325,18 @@ def _print_study(study: Study, console: Console) -> None:
 
 def _compact(panel: Panel, setting: Setting) -> dict[str, list[str]]:
     lines: dict[str, list[str]] = {}
-    for scores in panel.scores(setting):
+    arms = panel.scores(setting)
+    several = len({scores.arm.k for scores in arms}) > 1
+    for scores in arms:
         mean = summarise(list(scores.values.values())).mean
         arm = scores.arm
         if panel.kind == "k_curve":
-            name, place = pretraining_label(arm), f"K={arm.k}"
+            name, place = pretraining_label(arm), f"{arm.k}"
         elif panel.kind == "m_curve":
-            name, place = f"{arm.variant} K={arm.k}", f"M={arm.mt}"
+            name, place = f"{arm.variant} K={arm.k}" if several else arm.variant, f"{arm.mt}"
         else:
             name, place = arm.variant, filler_label(arm)
-        lines.setdefault(name, []).append(f"{place} {'missing' if mean is None else f'{mean:.3f}'}")
+        lines.setdefault(name, []).append(f"{place}: {'missing' if mean is None else f'{mean:.3f}'}")
     return lines
 
 

@@ -6,7 +6,6 @@ Invariant: a file that carries its final name is complete. No pickle is read or 
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -88,4 +87,4 @@ def prune(run: Path, keep: int, best: int | None) -> None:
     """Delete all but the newest ``keep`` checkpoints and the best one."""
     for step in steps_of(run)[:-keep]:
         if step != best:
-            os.unlink(path_of(run, step))
+            path_of(run, step).unlink()

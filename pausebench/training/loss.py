@@ -38,6 +38,6 @@ def summed_cross_entropy(hidden: Tensor, head: Tensor, labels: Tensor) -> Tensor
         return chunk_loss(hidden, head, labels)
     losses = [
         checkpoint(chunk_loss, h, head, y, use_reentrant=False)
-        for h, y in zip(hidden.split(size), labels.split(size), strict=True)
+        for h, y in zip(torch.split(hidden, size), torch.split(labels, size), strict=True)
     ]
     return torch.stack(losses).sum()

@@ -9,9 +9,11 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+from pausebench.errors import Interrupted
 
 _reason: str | None = None
 _parent = os.getppid()
@@ -25,17 +27,26 @@ def reason() -> str | None:
 
 
 @contextmanager
-def watched() -> Iterator[None]:
-    """Within: the first SIGINT or SIGTERM is noted, the second one interrupts at once. Restores the handlers."""
+def watched(also: Callable[[], None] | None = None) -> Iterator[None]:
+    """Within: the first SIGINT or SIGTERM is noted, a second Ctrl-C interrupts at once. Restores the handlers.
+
+    ``also`` is called with the first one (a driver passes the word on to its workers). Raises ``Interrupted`` when
+    this process was already asked to stop.
+    """
+    if (asked := reason()) is not None:
+        raise Interrupted(f"{asked}: not started. Type the same command to go on.")
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def note(number: int, frame: FrameType | None) -> None:
         global _reason
-        if _reason is not None:
+        if _reason is None:
+            _reason = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+            if also is not None:
+                also()
+        elif number == signal.SIGINT:
             raise KeyboardInterrupt
-        _reason = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

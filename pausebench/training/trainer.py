@@ -39,7 +39,9 @@ class Position:
     tokens: int = 0
     best_step: int | None = None
     best_loss: float | None = None
-    window: list[tuple[int, float, float, float]] = field(default_factory=list)  # step, loss, norm, rate; not yet logged
+    window: list[tuple[int, float, float, float]] = field(
+        default_factory=list
+    )  # step, loss, norm, rate; not yet logged
 
 
 class Trainer:
@@ -150,9 +152,7 @@ class Trainer:
         if self._unread:
             steps, losses, norms, rates = zip(*self._unread, strict=True)
             values = torch.stack([*losses, *norms]).tolist()
-            self.position.window += list(
-                zip(steps, values[: len(steps)], values[len(steps) :], rates, strict=True)
-            )
+            self.position.window += list(zip(steps, values[: len(steps)], values[len(steps) :], rates, strict=True))
             self._unread = []
         for step, loss, norm, _ in self.position.window:
             if not (math.isfinite(loss) and math.isfinite(norm)):

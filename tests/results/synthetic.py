@@ -57,12 +57,14 @@ def variants(
 def demo_panels(seeds: Sequence[int]) -> list[dict[str, Any]]:
     """All five kinds of panel, shaped like the demo's."""
     grid = [cell("parity", p, k, seed) for p in ("std", "pause") for k in (0, 2, 8, 16) for seed in seeds]
-    sweep = [cell("parity", p, 8, seed, mt=mt) for p in ("std", "pause") for mt in (0, 2, 4, 8, 12) for seed in seeds]
-    filler = [cell("parity", "std", 0, seed) for seed in seeds]
-    filler += [
-        cell("parity", "std", 0, seed, mt=mt, filler=filler)
-        for filler in ("<pause>", "end")
-        for mt in (1, 8)
+    sweep = [
+        cell("parity", p, 8, seed, mt=mt) for p in ("std", "pause") for mt in (0, 2, 4, 8, 12, 16) for seed in seeds
+    ]
+    filler = [
+        cell(task, p, 0, seed, mt=mt, filler=filler)
+        for task in ("parity", "majority")
+        for p in ("std", "pause")
+        for mt, filler in ((0, "<pause>"), (8, "<pause>"), (8, "<end>"))
         for seed in seeds
     ]
     relay = [cell("relay", "none", k, 0, variant="NoPT_PauseFT" if k else "NoPT_StdFT") for k in RELAY]
@@ -110,18 +112,20 @@ def write_study(
         value = score(raw)
         if value is not None:
             write_run(runs, raw, value)
+    finetuned = sorted({finetune_name(raw) for raw in cells})
     stages = [
         {
-            "command": "evaluate",
-            "cells": [{"name": raw["name"], "overrides": [f"run={raw['name']}"]} for raw in cells],
-        }
+            "command": "finetune",
+            "cells": [{"name": name, "overrides": [f"slug={name}"]} for name in finetuned],
+            "commands": ["pausebench finetune -m task=parity,majority k=0,8"],
+        },
+        {"command": "evaluate", "cells": [{"name": raw["name"], "overrides": [f"run={raw['name']}"]} for raw in cells]},
     ]
     write_json(
         runs / "reproduce" / result / "plan.json",
         {
             "result": result,
             "title": "The paper in miniature",
-            "model": "mini",
             "seeds": list(seeds),
             "unit": "pipeline: its own pretraining and finetuning seed",
             "notes": ["A gain in learning speed at equal steps, not in what can be learned."],
@@ -142,7 +146,7 @@ def write_study(
 
 def write_run(runs: Path, raw: dict[str, Any], value: float, **more: Any) -> Path:
     """One evaluated run with its finetune and pretrain runs; returns the evaluate folder."""
-    finetune = f"{raw['task']}-{raw['world']}-{raw['pretraining']}-{raw['prefix']}-k{raw['k']}-s{raw['seed']}"
+    finetune = finetune_name(raw)
     pretrain = None if raw["pretraining"] == "none" else f"{raw['world']}-{raw['pretraining']}-s{raw['seed']}"
     folder = runs / "evaluate" / raw["name"]
     result = {
@@ -174,6 +178,7 @@ def write_run(runs: Path, raw: dict[str, Any], value: float, **more: Any) -> Pat
     )
     if not (runs / "finetune" / finetune).exists():
         write_curve(runs / "finetune" / finetune, value, 3500, 0.7)
+        write_json(runs / "finetune" / finetune / "result.json", {})
         write_json(
             runs / "finetune" / finetune / "manifest.json",
             {"versions": {"torch": "2.9.0"}, "device": "cpu"},
@@ -181,6 +186,11 @@ def write_run(runs: Path, raw: dict[str, Any], value: float, **more: Any) -> Pat
     if pretrain and not (runs / "pretrain" / pretrain).exists():
         write_curve(runs / "pretrain" / pretrain, 0.3, 1000, 2.2)
     return folder
+
+
+def finetune_name(raw: dict[str, Any]) -> str:
+    """The finetune run behind a cell: cells that differ in M or filler share it."""
+    return f"{raw['task']}-{raw['world']}-{raw['pretraining']}-{raw['prefix']}-k{raw['k']}-s{raw['seed']}"
 
 
 def write_curve(folder: Path, value: float, steps: int, start: float) -> None:

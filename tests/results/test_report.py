@@ -15,7 +15,7 @@ import pytest
 import synthetic
 from rich.console import Console
 
-from pausebench.errors import BadInput
+from pausebench.errors import BadInput, RunFailed
 from pausebench.results.collect import load_studies
 from pausebench.results.figures import read_curve
 from pausebench.results.page import write_report
@@ -51,6 +51,11 @@ def planted(gain: float, deviation: float) -> synthetic.Score:
         return 0.7 + noise + (gain if ours else 0.0)
 
     return score
+
+
+@pytest.fixture(scope="module")
+def demo_page(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return page_of(demo(tmp_path_factory.mktemp("demo")))
 
 
 class Tags(HTMLParser):
@@ -122,11 +127,12 @@ def test_missing_cells_are_listed_with_the_command_that_fills_them(tmp_path: Pat
     runs = demo(tmp_path, score)
     page, terminal = page_of(runs), terminal_of(runs)
     missing = load_studies(runs)[0].missing()
-    assert len(missing) == 8
+    assert len(missing) == 9
     assert all(cell.name in page for cell in missing)
-    assert "8 of 76 cells are missing" in page
+    assert "9 of 94 cells are missing" in page
     assert "pausebench reproduce result=demo" in page
-    assert "8 of 76 cells are missing; next: pausebench reproduce result=demo" in terminal
+    assert "finetune 36 of 40, evaluate 85 of 94" in page
+    assert "9 of 94 cells are missing; next: pausebench reproduce result=demo" in terminal
 
 
 def test_a_study_without_any_result_still_makes_a_page(tmp_path: Path) -> None:
@@ -134,7 +140,7 @@ def test_a_study_without_any_result_still_makes_a_page(tmp_path: Path) -> None:
     page = page_of(runs)
     parsed(page)
     assert "nothing can be said yet" in page
-    assert "76 of 76 cells are missing" in page
+    assert "94 of 94 cells are missing" in page
     assert "missing" in terminal_of(runs)
 
 
@@ -206,52 +212,50 @@ def test_text_in_figures_is_escaped(tmp_path: Path) -> None:
     page = page_of(tmp_path)
     parsed(page)
     assert "<script" not in page
+    assert re.search(r"<text[^>]*>[^<]*8 x &lt;script&gt;\$z\$</text>", page)
 
 
 def test_markup_in_names_does_not_reach_the_terminal(tmp_path: Path) -> None:
     assert "[red]plain[/red]" in terminal_of(demo(tmp_path, title="[red]plain[/red]"))
 
 
-def test_the_page_asks_nothing_of_any_network(tmp_path: Path) -> None:
-    page = page_of(demo(tmp_path))
-    tags = parsed(page)
+def test_the_page_asks_nothing_of_any_network(demo_page: str) -> None:
+    tags = parsed(demo_page)
     links = [value for _, name, value in tags.attributes if name in ("src", "href", "xlink:href", "action", "data")]
     assert links
     assert all(link.startswith("#") for link in links)
-    assert not re.search(r"url\((?!#)|@import|https?://", page)
+    assert not re.search(r"url\((?!#)|@import|https?://", re.sub(r'xmlns(:xlink)?="[^"]*"', "", demo_page))
 
 
-def test_identifiers_are_unique_and_references_resolve(tmp_path: Path) -> None:
-    page = page_of(demo(tmp_path))
-    found = re.findall(r'\bid="([^"]+)"', page)
+def test_identifiers_are_unique_and_references_resolve(demo_page: str) -> None:
+    found = re.findall(r'\bid="([^"]+)"', demo_page)
     assert len(found) == len(set(found))
-    assert set(re.findall(r'(?:href="#|url\(#)([^")]+)', page)) <= set(found)
+    assert set(re.findall(r'(?:href="#|url\(#)([^")]+)', demo_page)) <= set(found)
 
 
-def test_every_figure_is_an_image_with_words_and_numbers(tmp_path: Path) -> None:
-    page = page_of(demo(tmp_path))
-    drawings = re.findall(r"<svg [^>]*>", page)
-    assert len(drawings) == 9
+def test_every_figure_is_an_image_with_words_and_numbers(demo_page: str) -> None:
+    drawings = re.findall(r"<svg [^>]*>", demo_page)
+    assert len(drawings) == 10
     assert all(re.search(r'role="img" aria-label="[^"]{20,}"', drawing) for drawing in drawings)
     assert all("viewBox" in drawing and "width=" not in drawing for drawing in drawings)
-    assert page.count("<summary>Numbers</summary>") == len(drawings)
+    assert demo_page.count("<summary>Numbers</summary>") == len(drawings)
 
 
-def test_a_torn_metrics_line_survives(tmp_path: Path) -> None:
+def test_a_torn_metrics_line_survives(tmp_path: Path, demo_page: str) -> None:
     runs = demo(tmp_path)
-    whole = page_of(runs)
     for path in runs.glob("finetune/*/metrics.jsonl"):
         with open(path, "a") as file:
             file.write('{"step": 3600, "lo')
-    assert page_of(runs) == whole
+    assert page_of(runs) == demo_page
     curve = next(runs.glob("finetune/*/metrics.jsonl")).parent
     assert max(read_curve(curve)) == 3500
 
 
-def test_the_same_runs_give_the_same_bytes(tmp_path: Path) -> None:
-    one = write_report(demo(tmp_path / "one")).read_bytes()
-    assert write_report(tmp_path / "one").read_bytes() == one
-    assert write_report(demo(tmp_path / "elsewhere" / "two")).read_bytes() == one
+def test_the_same_runs_give_the_same_bytes(tmp_path: Path, demo_page: str) -> None:
+    path = write_report(demo(tmp_path / "elsewhere"))
+    first = path.read_bytes()
+    assert first == demo_page.encode()
+    assert write_report(tmp_path / "elsewhere").read_bytes() == first
 
 
 def test_writing_leaves_no_other_file_behind(tmp_path: Path) -> None:
@@ -292,15 +296,15 @@ def test_a_broken_plan_is_named(tmp_path: Path) -> None:
         write_report(tmp_path)
 
 
-def test_a_page_that_cannot_be_written_is_bad_input(tmp_path: Path) -> None:
+def test_a_page_that_cannot_be_written_is_explained(tmp_path: Path) -> None:
     demo(tmp_path)
     (tmp_path / "report").write_text("in the way")
-    with pytest.raises(BadInput, match="cannot be written"):
+    with pytest.raises(RunFailed, match="could not be written"):
         write_report(tmp_path)
 
 
 def test_a_study_over_worlds_is_tested_with_the_seed_as_unit(tmp_path: Path) -> None:
-    """Worlds differ by far more than the effect; averaged within a seed, only the effect and the seeds' noise remain."""
+    """Worlds differ by far more than the effect; averaged within a seed, only effect and seed noise remain."""
     worlds = {"count16": 0.95, "count20": 0.8, "count24": 0.6}
     seeds = range(6)
     cells = [cell for world in worlds for cell in synthetic.variants(seeds, ("parity",), world=world)]
@@ -333,11 +337,29 @@ def test_the_family_neither_repeats_a_pair_nor_shrinks_when_runs_are_missing(tmp
     empty = secondary_contrasts(load_studies(demo(tmp_path / "empty", lambda raw: None))[0])
     pairs = [(c.treatment.names, c.control.names) for c in whole]
     assert len(pairs) == len(set(pairs)) == len(empty)
-    # Variants: 2 more on parity, 3 on majority. K: 2 and 16 for both. M: 4 for both. Fillers: 4.
-    assert len(whole) == 5 + 4 + 8 + 4
+    # Variants: 2 more on parity, 3 on majority. K: 2 and 16 for both. M: 5 for both. Fillers: 2 on 4 models.
+    assert len(whole) == 5 + 4 + 10 + 8
     primary = headline(load_studies(tmp_path / "whole")[0]).contrast
     assert primary is not None
     assert (primary.treatment.names, primary.control.names) not in pairs
+
+
+def test_the_control_is_the_one_without_pauses_whatever_the_order_of_the_plan(tmp_path: Path) -> None:
+    panels = synthetic.demo_panels(SEEDS)
+    for panel in panels:
+        panel["cells"].reverse()
+    synthetic.write_study(tmp_path, panels, synthetic.realistic)
+    controls = {c.control_label for c in secondary_contrasts(load_studies(tmp_path)[0]) if c.panel == "Four variants"}
+    assert controls == {"StdPT_StdFT"}
+
+
+def test_the_four_variants_stand_in_the_table_with_their_numbers(tmp_path: Path) -> None:
+    page = page_of(demo(tmp_path, lambda raw: 0.5 + 0.1 * raw["seed"] + 0.01 * raw["k"]))
+    row = re.search(r'<th scope="row">PausePT_PauseFT K=8</th>(.*?)</tr>', page, re.DOTALL)
+    assert row is not None
+    assert re.findall(r">([^<>]*[^<>\s])\s*</td>", row.group(1)) == [
+        "0.680 ± 0.100", "3", "[0.432, 0.928]", "0.384", "0.006",
+    ]  # fmt: skip
 
 
 def test_several_studies_and_runs_outside_any_plan(tmp_path: Path) -> None:
@@ -367,6 +389,6 @@ def test_the_terminal_report_fits_eighty_columns(tmp_path: Path) -> None:
     text = "\n".join(lines)
     assert "instrument check passed" in text
     assert all(variant in text for variant in synthetic.VARIANTS)
-    assert re.search(r"StdPT: K=0 0\.\d{3}, K=2 ", text)
-    assert re.search(r"M=0 0\.\d{3}, M=2 ", text)
-    assert "nothing added 0." in text
+    assert re.search(r"^  PausePT  0: 0\.\d{3}  2: 0\.\d{3}  8: .*  16: 0\.\d{3}$", text, re.MULTILINE)
+    assert re.search(r"^  PausePT_PauseFT  0: 0\.\d{3}  2: .*  16: 0\.\d{3}$", text, re.MULTILINE)
+    assert "nothing added: 0." in text

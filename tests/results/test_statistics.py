@@ -59,6 +59,13 @@ def test_the_detectable_difference_is_found_eight_times_in_ten(n: int) -> None:
     assert found == pytest.approx(0.8, abs=0.012)
 
 
+@pytest.mark.parametrize(("effect", "n"), [(1.0, 3), (-0.5, 6), (1.2, 6), (0.3, 40)])
+def test_the_power_is_what_simulation_gives(effect: float, n: int) -> None:
+    draws = stats.norm.rvs(loc=effect, scale=1.0, size=(20_000, n), random_state=11)
+    found = (stats.ttest_1samp(draws, 0.0, axis=1).pvalue < 0.05).mean()
+    assert power_of(effect, n) == pytest.approx(found, abs=0.012)
+
+
 @pytest.mark.parametrize("effect", [0.1, 0.5, 1.4, 5.0, 60.0, -0.8])
 def test_the_needed_seeds_are_the_fewest_that_suffice(effect: float) -> None:
     needed = seeds_needed(effect)

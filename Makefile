@@ -1,0 +1,34 @@
+# Everything runs in .venv; the first target that needs it makes it.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.DEFAULT_GOAL := help
+
+.PHONY: help demo test check wheel clean
+
+help: ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[all,interop,dev]'
+	@touch $@
+
+demo: $(STAMP) ## the whole experiment in miniature: runs, table, runs/report/index.html (5 minutes)
+	$(BIN)/pausebench reproduce result=demo
+
+test: $(STAMP) ## the tests
+	$(BIN)/python -m pytest
+
+check: $(STAMP) ## lint, format, types, import layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+wheel: $(STAMP) ## dist/*.whl, conf/ inside
+	$(BIN)/python -m build --wheel
+
+clean: ## remove the environment and caches, keep runs/
+	rm -rf .venv dist build *.egg-info .mypy_cache .ruff_cache .import_linter_cache

@@ -1,0 +1,234 @@
+"""The plan of a study: which cells it has, in which run folders, and as which commands a user could type them."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from pausebench.commands import runs
+from pausebench.commands.evaluate import evaluate_folder, evaluated_layout
+from pausebench.config import EvaluateConfig, FinetuneConfig, PretrainConfig, ReproduceConfig
+from pausebench.data.embedded import build_world
+from pausebench.errors import BadInput
+from pausebench.results.run_folder import RunFolder
+
+KINDS = ("bottleneck", "variants", "k_curve", "m_curve", "filler")
+ON_OFF = {"std": "off", "pause": "on"}
+
+
+class Cells(Protocol):
+    """How cells are composed and run; the command line's Hydra side implements it."""
+
+    def compose(self, command: str, overrides: Sequence[str]) -> Any: ...
+
+    def launch(self, command: str, cells: Sequence[Sequence[str]]) -> Sequence[Any]: ...
+
+
+@dataclass
+class Cell:
+    """One command: its overrides, the folders it fills, and the folders it needs."""
+
+    command: str
+    overrides: list[str]
+    folders: list[RunFolder]
+    parents: list[RunFolder] = field(default_factory=list)
+    finetune: FinetuneConfig | None = None
+
+    @property
+    def name(self) -> str:
+        return self.folders[0].name
+
+    def done(self) -> bool:
+        return all((folder.path / "result.json").exists() for folder in self.folders)
+
+    def running(self) -> bool:
+        return any(folder.lock_owner() is not None for folder in self.folders)
+
+    def died(self) -> bool:
+        """Whether a process that is gone left its lock."""
+        return any((folder.path / "lock.json").exists() and folder.lock_owner() is None for folder in self.folders)
+
+    def describe_owner(self) -> str:
+        owner = next((owner for folder in self.folders if (owner := folder.lock_owner())), None)
+        return f"{self.name}" + (f", run by process {owner['pid']} on {owner['host']}" if owner else "")
+
+    def launch_overrides(self, config: ReproduceConfig) -> list[str]:
+        """The overrides to run it with here: beside its own, what does not change the result."""
+        own = [*self.overrides, override("runs", config.runs), f"device={config.device}", "quiet=true"]
+        own.append(f"threads={config.threads or config.result.get('threads', 1)}")
+        if self.command != "evaluate":
+            own.append("tracking=off")
+        if self.finetune is not None and self.parents:
+            # Other runs in the folder may fit pretraining= as well; then the plan's own parent is named.
+            try:
+                tokenizer = build_world(self.finetune.world).tokenizer.fingerprint
+                found = runs.find_parent(self.finetune, tokenizer).name
+            except BadInput:
+                found = ""
+            if found != self.parents[0].name:
+                own.append(override("init", str(self.parents[0].path)))
+        return own
+
+
+@dataclass
+class Plan:
+    """Stages by command name, and the panels of the report with the evaluate cells they show."""
+
+    config: ReproduceConfig
+    stages: dict[str, list[Cell]]
+    panels: list[dict[str, Any]]
+
+    def cells(self) -> list[Cell]:
+        return [cell for stage in self.stages.values() for cell in stage]
+
+    def as_json(self, name: str) -> dict[str, Any]:
+        """What ``plan.json`` holds; the report reads nothing else of the study."""
+        result = self.config.result
+        command = f"pausebench reproduce result={result['name']}"
+        if self.config.seeds is not None:
+            command += f" seeds={self.config.seeds}".replace(", ", ",")
+        if self.config.overrides:
+            command += f" overrides=[{','.join(self.config.overrides)}]"
+        if self.config.runs != "runs":
+            command += f" {override('runs', self.config.runs)}"
+        narrowed = "" if name == result["name"] else " (narrowed)"
+        return {
+            "result": name,
+            "title": result["title"] + narrowed,
+            "seeds": study_seeds(self.config),
+            "unit": result["unit"],
+            "notes": result.get("notes", []),
+            "primary": result["primary"],
+            "command": command,
+            "panels": self.panels,
+            "stages": [
+                {
+                    "command": stage,
+                    "cells": [{"name": cell.name, "overrides": cell.overrides} for cell in cells],
+                    "commands": as_commands(stage, [cell.overrides for cell in cells], self.config.runs),
+                }
+                for stage, cells in self.stages.items()
+            ],
+        }
+
+
+def study_seeds(config: ReproduceConfig) -> list[int]:
+    """``seeds=``, or the study's own."""
+    if config.seeds is None:
+        return list(config.result["seeds"])
+    return list(range(config.seeds)) if isinstance(config.seeds, int) else list(config.seeds)
+
+
+def build_plan(config: ReproduceConfig, cells: Cells) -> Plan:
+    """Compose every cell of a study. Raises ``BadInput`` for the first one that is not valid.
+
+    A panel is a product of its lists: task, world, pretraining, k, seeds, and for the evaluation filler and mt. Panels
+    share cells, and each is run once.
+    """
+    pretrains: dict[str, Cell] = {}
+    finetunes: dict[str, Cell] = {}
+    evaluated: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
+    panels = []
+    for panel_id, panel in config.result["panels"].items():
+        if panel["kind"] not in KINDS:
+            raise BadInput(f"panel {panel_id} has kind={panel['kind']}; allowed are {', '.join(KINDS)}.")
+        shown: list[dict[str, Any]] = []
+        seeds = list(panel.get("seeds", study_seeds(config)))
+        grid = itertools.product(panel["task"], panel.get("world", [None]), panel["pretraining"], panel["k"], seeds)
+        for task, world, pretraining, k, seed in grid:
+            overrides = [f"task={task}", *([f"world={world}"] if world else [])]
+            overrides += ["init=random"] if pretraining == "none" else [f"pretraining={pretraining}"]
+            overrides += [f"k={k}", f"seed={seed}", *panel.get("overrides", []), *config.overrides]
+            finetuned: FinetuneConfig = cells.compose("finetune", [*overrides, override("runs", config.runs)])
+            parent, needed = runs.RANDOM, []
+            if pretraining != "none":
+                pretrain = _pretrain_cell(finetuned, pretraining, config, cells)
+                pretrain = pretrains.setdefault(pretrain.name, pretrain)
+                needed = [pretrain.folders[0]]
+                parent = runs.planned_parent(pretrain.name, pretraining, finetuned.pretraining_seed)
+            folder = runs.finetune_folder(finetuned, parent)
+            finetunes.setdefault(
+                folder.name, Cell("finetune", overrides, [folder], needed, finetuned if needed else None)
+            )
+            fillers = panel.get("filler", ["pause"])
+            for filler, m in itertools.product(fillers, panel.get("mt", [finetuned.pauses])):
+                filler = "pause" if m == 0 else filler
+                layout = evaluated_layout(EvaluateConfig(run=folder.name, filler=filler), finetuned)
+                target = evaluate_folder(config.runs, folder.name, filler, layout, m)
+                entry = {
+                    "name": target.name,
+                    "task": task,
+                    "world": finetuned.world.name,
+                    "pretraining": pretraining,
+                    "variant": runs.variant(pretraining, finetuned.pauses),
+                    "k": finetuned.k,
+                    "mt": m,
+                    "filler": {"pause": "<pause>", "end": "<end>"}.get(filler, filler),
+                    "prefix": finetuned.prefix.value,
+                    "seed": seed,
+                }
+                evaluated.setdefault((folder.name, filler), {})[m] = {"entry": entry, "folder": target, "run": folder}
+                if entry not in shown:
+                    shown.append(entry)
+        panels.append({"id": panel_id, "kind": panel["kind"], "title": panel["title"], "cells": shown})
+    stages = {"pretrain": list(pretrains.values()), "finetune": list(finetunes.values())}
+    stages["evaluate"] = [_evaluate_cell(filler, by_m) for (_, filler), by_m in evaluated.items()]
+    return Plan(config, {command: stage for command, stage in stages.items() if stage}, panels)
+
+
+def _pretrain_cell(finetuned: FinetuneConfig, pretraining: str, config: ReproduceConfig, cells: Cells) -> Cell:
+    overrides = [
+        f"world={finetuned.world.name}",
+        f"model={finetuned.model.name}",
+        f"pause={ON_OFF[pretraining]}",
+        f"seed={finetuned.pretraining_seed}",
+        *config.overrides,
+    ]
+    pretrain: PretrainConfig = cells.compose("pretrain", [*overrides, override("runs", config.runs)])
+    return Cell("pretrain", overrides, [runs.pretrain_folder(pretrain)])
+
+
+def _evaluate_cell(filler: str, by_m: dict[int, dict[str, Any]]) -> Cell:
+    """All M of one finetuned run and one filler: they share the load."""
+    run: RunFolder = next(iter(by_m.values()))["run"]
+    overrides = [override("run", str(run.path)), f"mt=[{','.join(map(str, sorted(by_m)))}]"]
+    if filler != "pause":
+        overrides.append(f"filler={filler}")
+    return Cell("evaluate", overrides, [by_m[m]["folder"] for m in sorted(by_m)], [run])
+
+
+def override(key: str, value: str) -> str:
+    """``key=value`` in Hydra's grammar, quoted where it has to be."""
+    if re.fullmatch(r"[\w./+-]+", value):
+        return f"{key}={value}"
+    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+    return f"{key}='{escaped}'"
+
+
+def as_commands(command: str, cells: Iterable[Sequence[str]], runs_root: str) -> list[str]:
+    """Commands a user can paste, joined into ``-m`` lines wherever the cells form a product."""
+    suffix = "" if runs_root == "runs" else f" {override('runs', runs_root)}"
+    pairs = [tuple(tuple(item.split("=", 1)) for item in cell) for cell in cells]
+    by_keys: dict[tuple[str, ...], list[tuple[str, ...]]] = {}
+    for cell in pairs:
+        by_keys.setdefault(tuple(key for key, _ in cell), []).append(tuple(value for _, value in cell))
+    lines = []
+    for keys, rows in by_keys.items():
+        for values in _products(rows):
+            sweep = any(len(column) > 1 for column in values)
+            words = [f"{key}={','.join(column)}" for key, column in zip(keys, values, strict=True)]
+            lines.append(f"pausebench {command} {'-m ' if sweep else ''}{' '.join(words)}{suffix}")
+    return lines
+
+
+def _products(rows: Sequence[tuple[str, ...]]) -> list[list[list[str]]]:
+    """Split rows into as few products as a cut along the first uneven column gives."""
+    columns = [list(dict.fromkeys(column)) for column in zip(*rows, strict=True)]
+    if math.prod(len(column) for column in columns) == len(set(rows)):
+        return [columns]
+    index = next(index for index, column in enumerate(columns) if len(column) > 1)
+    return [product for value in columns[index] for product in _products([row for row in rows if row[index] == value])]
