@@ -60,7 +60,7 @@ class CountWorld:
     def _bits(seed: int, stream: str, rows: torch.Tensor, length: int) -> list[str]:
         """One string of ``length`` bits a row; each row has its own probability of a one, uniform in 0..1."""
         draws = uniform(seed, f"{stream} bits", rows, length + 1)
-        characters = "".join(map(str, (draws[:, 1:] < draws[:, :1]).to(torch.int8).flatten().tolist()))
+        characters = bytes(((draws[:, 1:] < draws[:, :1]) + ord("0")).flatten().tolist()).decode()
         return [characters[index : index + length] for index in range(0, len(characters), length)]
 
     @staticmethod

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections.abc import Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -38,16 +40,19 @@ class WordTokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """(ids int64 [R, longest] padded with ``end_id``, lengths int64 [R]) of R texts, all looked up in one go."""
+        words = [text.split() for text in texts]
         try:
-            flat = torch.tensor(list(map(self.ids.__getitem__, " ".join(texts).split())), dtype=torch.int64)
+            flat = array("q", map(self.ids.__getitem__, chain.from_iterable(words)))
         except KeyError as unknown:
             raise BadInput(
                 f"{unknown} is not a word of this vocabulary; allowed are {' '.join(self.words[:12])} ... "
                 f"({len(self.ids)} words in all)."
             ) from None
-        lengths = torch.tensor([len(text.split()) for text in texts])
+        lengths = torch.tensor(list(map(len, words)))
         padded = torch.full((len(texts), int(lengths.max())), self.end_id)
-        padded[torch.arange(padded.shape[1]) < lengths[:, None]] = flat
+        if flat:
+            inside = torch.arange(padded.shape[1]) < lengths[:, None]
+            padded.masked_scatter_(inside, torch.frombuffer(flat, dtype=torch.int64))
         return padded, lengths
 
     def decode(self, ids: Sequence[int]) -> str:

@@ -1,0 +1,46 @@
+"""What all tests share: one thread, the same hypothesis examples every time, and small random decoders."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import settings
+
+from pausebench.config import ModelConfig
+from pausebench.model.decoder import Decoder
+
+settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
+settings.load_profile("repeatable")
+
+# Weights larger than a trained model's: a token that can be seen then moves every state that sees it.
+SMALL_MODEL = ModelConfig(
+    name="small test model",
+    n_layers=2,
+    n_heads=2,
+    d_model=16,
+    d_mlp=32,
+    max_positions=160,
+    embedding_std=0.5,
+    linear_gain=1.0,
+)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def make_decoder() -> Callable[..., Decoder]:
+    """``make_decoder(vocab_size, seed, field=value, ...)``: a random float32 decoder, model config fields replaced."""
+
+    def make(vocab_size: int = 16, seed: int = 0, **changes: Any) -> Decoder:
+        model = Decoder(dataclasses.replace(SMALL_MODEL, **changes), vocab_size)
+        model.initialize(seed)
+        return model.eval()
+
+    return make
