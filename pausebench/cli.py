@@ -261,9 +261,14 @@ class _Translated:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: object) -> None:
         if error is None or isinstance(error, PausebenchError):
             return
-        from hydra.errors import HydraException
+        from hydra.errors import HydraException, OverrideParseException
         from omegaconf.errors import OmegaConfBaseException
 
+        if isinstance(error, OverrideParseException):
+            raise BadInput(
+                f"{error.override!r} cannot be read: options are written OPTION=VALUE, text with blanks or commas as "
+                f"OPTION='\"...\"', lists as OPTION=[A,B]. See pausebench {self.command} --help."
+            ) from None
         if isinstance(error, (HydraException, OmegaConfBaseException)):
             raise BadInput(self._message(error)) from None
 

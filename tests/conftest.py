@@ -1,16 +1,18 @@
-"""What all tests share: one thread, the same hypothesis examples every time, and small random decoders."""
+"""What all tests share: one thread, the same hypothesis examples every time, small random decoders, the worlds."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import settings
+from omegaconf import OmegaConf
 
-from pausebench.config import ModelConfig
+from pausebench.config import ModelConfig, WorldConfig
 from pausebench.model.decoder import Decoder
 
 settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
@@ -44,3 +46,10 @@ def make_decoder() -> Callable[..., Decoder]:
         return model.eval()
 
     return make
+
+
+@pytest.fixture
+def world_config() -> Callable[[str], WorldConfig]:
+    """``world_config("count20")``: conf/world/count20.yaml."""
+    folder = Path(__file__).parents[1] / "conf" / "world"
+    return lambda name: WorldConfig(**OmegaConf.to_container(OmegaConf.load(folder / f"{name}.yaml")))

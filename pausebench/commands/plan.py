@@ -129,7 +129,7 @@ def build_plan(config: ReproduceConfig, cells: Cells) -> Plan:
     A panel is a product of its lists: task, world, pretraining, k, seeds, and for the evaluation filler and mt. Panels
     share cells, and each is run once.
     """
-    pretrains: dict[str, Cell] = {}
+    pretrains: dict[tuple[str, ...], Cell] = {}
     finetunes: dict[str, Cell] = {}
     evaluated: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
     panels = []
@@ -146,8 +146,7 @@ def build_plan(config: ReproduceConfig, cells: Cells) -> Plan:
             finetuned: FinetuneConfig = cells.compose("finetune", [*overrides, override("runs", config.runs)])
             parent, needed = runs.RANDOM, []
             if pretraining != "none":
-                pretrain = _pretrain_cell(finetuned, pretraining, config, cells)
-                pretrain = pretrains.setdefault(pretrain.name, pretrain)
+                pretrain = _pretrain_cell(finetuned, pretraining, config, cells, pretrains)
                 needed = [pretrain.folders[0]]
                 parent = runs.planned_parent(pretrain.name, pretraining, finetuned.pretraining_seed)
             folder = runs.finetune_folder(finetuned, parent)
@@ -180,7 +179,14 @@ def build_plan(config: ReproduceConfig, cells: Cells) -> Plan:
     return Plan(config, {command: stage for command, stage in stages.items() if stage}, panels)
 
 
-def _pretrain_cell(finetuned: FinetuneConfig, pretraining: str, config: ReproduceConfig, cells: Cells) -> Cell:
+def _pretrain_cell(
+    finetuned: FinetuneConfig,
+    pretraining: str,
+    config: ReproduceConfig,
+    cells: Cells,
+    known: dict[tuple[str, ...], Cell],
+) -> Cell:
+    """The parent's cell, composed once for all the finetunings that share it."""
     overrides = [
         f"world={finetuned.world.name}",
         f"model={finetuned.model.name}",
@@ -188,8 +194,11 @@ def _pretrain_cell(finetuned: FinetuneConfig, pretraining: str, config: Reproduc
         f"seed={finetuned.pretraining_seed}",
         *config.overrides,
     ]
-    pretrain: PretrainConfig = cells.compose("pretrain", [*overrides, override("runs", config.runs)])
-    return Cell("pretrain", overrides, [runs.pretrain_folder(pretrain)])
+    key = tuple(overrides)
+    if key not in known:
+        pretrain: PretrainConfig = cells.compose("pretrain", [*overrides, override("runs", config.runs)])
+        known[key] = Cell("pretrain", overrides, [runs.pretrain_folder(pretrain)])
+    return known[key]
 
 
 def _evaluate_cell(filler: str, by_m: dict[int, dict[str, Any]]) -> Cell:

@@ -151,7 +151,7 @@ def greedily(model: Decoder, prefixes: list[list[int]], max_new_tokens: int, end
 def test_greedy_decoding_is_token_identical_to_transformers_generate(
     make_decoder: Callable[..., Decoder], lengths: list[int]
 ) -> None:
-    model = with_random_biases_and_norms(make_decoder(12, seed=3, d_model=32))
+    model = with_random_biases_and_norms(make_decoder(12, seed=6, d_model=32, embedding_std=0.2, linear_gain=3.0))
     reference, end_id, pause_id = gpt2_like(model), 10, 11
     generator = torch.Generator().manual_seed(2)
     prefixes = [torch.randint(0, 10, (length,), generator=generator).tolist() for length in lengths]
@@ -168,7 +168,7 @@ def test_greedy_decoding_is_token_identical_to_transformers_generate(
         )
         answer = output[0, len(prefix) :].tolist()
         expected.append(answer[: answer.index(end_id)] if end_id in answer else answer)
-    assert len({len(answer) for answer in expected}) > 2, "some answers end early, some late"
+    assert len({len(answer) for answer in expected}) > 4, "some answers end early, some late"
     assert greedily(model, prefixes, 20, end_id) == expected
 
 
