@@ -87,13 +87,14 @@ class ModelConfig:
     d_model: int = option(MISSING, "width")
     d_mlp: int = option(MISSING, "width of the MLP's hidden layer")
     max_positions: int = option(MISSING, "learned positions")
-    activation: str = option("gelu", "gelu (GPT-2's tanh form) or relu")
+    activation: str = option("gelu", "gelu (GPT-2's tanh form), gelu_erf (the exact form) or relu")
     embedding_std: float = option(0.02, "standard deviation of token and position embeddings at initialisation")
     linear_std: float = option(0.02, "standard deviation of linear weights, unless linear_gain is given")
     linear_gain: float | None = option(None, "linear weights N(0, (linear_gain / sqrt(fan_in))^2) instead")
 
     def __post_init__(self) -> None:
-        require(self.activation in ("gelu", "relu"), f"model.activation={self.activation}", "allowed are gelu and relu")
+        allowed = ("gelu", "gelu_erf", "relu")
+        require(self.activation in allowed, f"model.activation={self.activation}", f"allowed are {', '.join(allowed)}")
         for name in ("n_layers", "n_heads", "d_model", "d_mlp", "max_positions"):
             require(getattr(self, name) >= 1, f"model.{name}={getattr(self, name)}", "must be at least 1")
         require(

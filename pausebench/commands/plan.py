@@ -127,12 +127,15 @@ def build_plan(config: ReproduceConfig, cells: Cells) -> Plan:
     """Compose every cell of a study. Raises ``BadInput`` for the first one that is not valid.
 
     A panel is a product of its lists: task, world, pretraining, k, seeds, and for the evaluation filler and mt. Panels
-    share cells, and each is run once.
+    share cells, and each is run once. A panel's ``overrides`` and ``pretrain_overrides`` are appended to its finetune
+    and pretrain cells.
     """
     pretrains: dict[tuple[str, ...], Cell] = {}
     finetunes: dict[str, Cell] = {}
     evaluated: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
     panels = []
+    # With two pretrainings of one kind in a study, pretraining= no longer says which.
+    ambiguous = any("pretrain_overrides" in panel for panel in config.result["panels"].values())
     for panel_id, panel in config.result["panels"].items():
         if panel["kind"] not in KINDS:
             raise BadInput(f"panel {panel_id} has kind={panel['kind']}; allowed are {', '.join(KINDS)}.")
@@ -146,13 +149,16 @@ def build_plan(config: ReproduceConfig, cells: Cells) -> Plan:
             finetuned: FinetuneConfig = cells.compose("finetune", [*overrides, override("runs", config.runs)])
             parent, needed = runs.RANDOM, []
             if pretraining != "none":
-                pretrain = _pretrain_cell(finetuned, pretraining, config, cells, pretrains)
+                extra = [*panel.get("pretrain_overrides", []), *config.overrides]
+                pretrain = _pretrain_cell(finetuned, pretraining, extra, config.runs, cells, pretrains)
                 needed = [pretrain.folders[0]]
                 parent = runs.planned_parent(pretrain.name, pretraining, finetuned.pretraining_seed)
+                if ambiguous:
+                    which = overrides.index(f"pretraining={pretraining}")
+                    overrides[which] = override("init", str(pretrain.folders[0].path))
             folder = runs.finetune_folder(finetuned, parent)
-            finetunes.setdefault(
-                folder.name, Cell("finetune", overrides, [folder], needed, finetuned if needed else None)
-            )
+            searched = finetuned if needed and not ambiguous else None
+            finetunes.setdefault(folder.name, Cell("finetune", overrides, [folder], needed, searched))
             fillers = panel.get("filler", ["pause"])
             for filler, m in itertools.product(fillers, panel.get("mt", [finetuned.pauses])):
                 filler = "pause" if m == 0 else filler
@@ -174,7 +180,8 @@ def build_plan(config: ReproduceConfig, cells: Cells) -> Plan:
                 if entry not in shown:
                     shown.append(entry)
         panels.append({"id": panel_id, "kind": panel["kind"], "title": panel["title"], "cells": shown})
-    stages = {"pretrain": list(pretrains.values()), "finetune": list(finetunes.values())}
+    by_name = {cell.name: cell for cell in pretrains.values()}  # other overrides may spell the same run
+    stages = {"pretrain": list(by_name.values()), "finetune": list(finetunes.values())}
     stages["evaluate"] = [_evaluate_cell(filler, by_m) for (_, filler), by_m in evaluated.items()]
     return Plan(config, {command: stage for command, stage in stages.items() if stage}, panels)
 
@@ -182,7 +189,8 @@ def build_plan(config: ReproduceConfig, cells: Cells) -> Plan:
 def _pretrain_cell(
     finetuned: FinetuneConfig,
     pretraining: str,
-    config: ReproduceConfig,
+    extra: list[str],
+    root: str,
     cells: Cells,
     known: dict[tuple[str, ...], Cell],
 ) -> Cell:
@@ -192,11 +200,11 @@ def _pretrain_cell(
         f"model={finetuned.model.name}",
         f"pause={ON_OFF[pretraining]}",
         f"seed={finetuned.pretraining_seed}",
-        *config.overrides,
+        *extra,
     ]
     key = tuple(overrides)
     if key not in known:
-        pretrain: PretrainConfig = cells.compose("pretrain", [*overrides, override("runs", config.runs)])
+        pretrain: PretrainConfig = cells.compose("pretrain", [*overrides, override("runs", root)])
         known[key] = Cell("pretrain", overrides, [runs.pretrain_folder(pretrain)])
     return known[key]
 

@@ -11,6 +11,7 @@ Shapes: B rows, T positions, S cache slots, D width, H heads, V vocabulary.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import cached_property, partial
 
 import torch
@@ -19,6 +20,12 @@ from torch import Tensor, nn
 
 from pausebench.config import ModelConfig
 from pausebench.model.attention import AttentionMask, attend
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": partial(F.gelu, approximate="tanh"),  # GPT-2's
+    "gelu_erf": F.gelu,
+    "relu": F.relu,
+}
 
 
 class KeyValueCache:
@@ -58,7 +65,7 @@ class Block(nn.Module):
         d, m = config.d_model, config.d_mlp
         self.layer = layer
         self.n_heads = config.n_heads
-        self.activation = F.relu if config.activation == "relu" else partial(F.gelu, approximate="tanh")
+        self.activation = ACTIVATIONS[config.activation]
         self.norm_attention = nn.LayerNorm(d)
         self.qkv = nn.Linear(d, 3 * d)
         self.attention_out = nn.Linear(d, d)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -43,11 +44,6 @@ def split_document(document: str) -> tuple[list[str], list[tuple[str, str]]]:
     words = document.split()
     n = next(index for index, word in enumerate(words) if word not in ("0", "1"))
     return words[:n], list(zip(words[n::2], words[n + 1 :: 2], strict=True))
-
-
-def largest_correlation_between_columns(bits: list[str]) -> float:
-    table = torch.tensor([[int(bit) for bit in row.split()] for row in bits], dtype=torch.float64)
-    return float((torch.corrcoef(table.T) - torch.eye(table.shape[1])).max())
 
 
 # The data's identity
@@ -184,7 +180,7 @@ def test_relays_symbols_are_equally_likely_and_independent(world_config: Worlds)
     rows = [row["symbols"].split() for row in build_world(world_config("relay")).task_rows(0, 0, 2000)]
     assert {len(row) for row in rows} == {24}
     assert stats.chisquare(list(Counter(symbol for row in rows for symbol in row).values())).pvalue > 1e-3
-    pairs = Counter(pair for row in rows for pair in zip(row, row[1:], strict=False))
+    pairs = Counter(pair for row in rows for pair in pairwise(row))
     assert len(pairs) == 64
     assert stats.chisquare(list(pairs.values())).pvalue > 1e-3
 
@@ -312,7 +308,7 @@ def test_a_document_is_padded_with_end_tokens_of_which_the_first_alone_is_a_targ
         world.documents(0, 0, 64), batch.input_ids.tolist(), batch.labels.tolist(), strict=True
     ):
         document = world.tokenizer.encode(text)
-        n, padding = len(document), config.sequence_length - len(document)
+        padding = config.sequence_length - len(document)
         assert ids == document + [end] * padding
         assert labels == [*document[1:], end] + [IGNORE_INDEX] * padding
 
@@ -332,9 +328,15 @@ def test_pretraining_with_pauses_reads_the_same_documents_with_pauses_between(wo
         assert torch.equal(real, row[: len(real)])
 
 
-def test_a_fraction_that_inserts_no_pause_is_refused(world_config: Worlds) -> None:
-    with pytest.raises(BadInput, match="inserts no pause"):
-        pretraining(world_config("count20"), pause_fraction=0.001)
+@pytest.mark.parametrize("name", COUNT_WORLDS)
+def test_a_fraction_that_inserts_no_pause_is_refused_and_the_one_named_instead_works(
+    world_config: Worlds, name: str
+) -> None:
+    with pytest.raises(BadInput, match="inserts no pause") as refusal:
+        pretraining(world_config(name), pause_fraction=0.001)
+    smallest = float(str(refusal.value).rstrip(".").rpartition(" ")[2])
+    batch = pretraining(world_config(name), pause_fraction=smallest).batch(1)
+    assert (batch.input_ids == 63).any()
 
 
 def test_finetuning_reads_the_tasks_rows_in_order_with_k_pauses(world_config: Worlds) -> None:

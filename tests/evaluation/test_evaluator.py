@@ -1,0 +1,304 @@
+"""Scores belong to the model and the rows: not to the batch size, the padding, the other M, or the rows beside them."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from scipy import stats
+
+from pausebench.config import AttentionKind, Placement, WorldConfig
+from pausebench.data.batches import RowLayout
+from pausebench.data.embedded import TEST_SEED, Row, World, build_world
+from pausebench.evaluation import generate as generation
+from pausebench.evaluation.evaluator import Evaluator
+from pausebench.evaluation.generate import generate, greedy
+from pausebench.evaluation.metrics import exact_match, mean_and_stderr, token_accuracy
+from pausebench.evaluation.score import target_log_likelihoods
+from pausebench.model.attention import AttentionMask
+from pausebench.model.decoder import Decoder
+from pausebench.pauses import Rows
+from pausebench.tasks import TASKS, Example, Task
+
+PARITY = dataclasses.replace(TASKS["parity"], test_rows=150)
+RELAY = dataclasses.replace(TASKS["relay"], test_rows=60)
+Worlds = Callable[[str], WorldConfig]
+Models = Callable[..., Decoder]
+
+
+class RaggedWorld:
+    """Lists of 1 to ``n_task`` bits, cut from the count world's."""
+
+    def __init__(self, config: WorldConfig) -> None:
+        self._world = build_world(config)
+        self.tokenizer = self._world.tokenizer
+
+    def task_rows(self, seed: int, start: int, count: int) -> list[Row]:
+        rows = self._world.task_rows(seed, start, count)
+        return [{"bits": row["bits"][: 1 + 2 * (7 * index % 20)]} for index, row in enumerate(rows, start)]
+
+
+# Answers of one to three words, over a list of any length.
+RAGGED = dataclasses.replace(
+    PARITY,
+    to_example=lambda row: Example(
+        row["bits"], " ".join(["even"] * (1 + row["bits"].count("1") % 3)), ("even", "even even")
+    ),
+    max_new_tokens=3,
+    cue="MAJ",
+)
+
+
+def layout_of(task: Task, world: World | RaggedWorld, kind: AttentionKind = AttentionKind.causal) -> RowLayout:
+    tokenizer = world.tokenizer
+    cue = torch.tensor(tokenizer.encode(task.cue), dtype=torch.int64)
+    return RowLayout(0, Placement.append, kind, cue, tokenizer.pause_id, tokenizer.end_id)
+
+
+def evaluated(
+    model: Decoder, task: Task, world: World | RaggedWorld, layout: RowLayout, batch_size: int, m: int
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    result, predictions = Evaluator(model, task, world, batch_size).evaluate(layout, m)  # type: ignore[arg-type]
+    del result["examples_per_second"]
+    return result, predictions
+
+
+def answering(make_decoder: Models, world: World | RaggedWorld, words: str) -> Decoder:
+    """A random decoder whose likeliest token is always one of these words, now one and now the other."""
+    model = make_decoder(world.tokenizer.vocab_size, embedding_std=0.2, linear_gain=3.0)
+    with torch.no_grad():
+        model.norm_out.bias.fill_(1.0)
+        rows = model.token_embedding.weight[world.tokenizer.encode(words)]
+        model.token_embedding.weight[world.tokenizer.encode(words)] = rows - rows.mean(dim=1, keepdim=True) + 1.0
+    return model
+
+
+# Independence
+
+
+@pytest.mark.parametrize("kind", AttentionKind)
+@pytest.mark.parametrize("m", [0, 8])
+def test_scores_are_the_same_for_batch_sizes_1_7_and_64(
+    make_decoder: Models, world_config: Worlds, kind: AttentionKind, m: int
+) -> None:
+    world = build_world(world_config("count20"))
+    model, layout = answering(make_decoder, world, "even odd"), layout_of(PARITY, world, kind)
+    whole = evaluated(model, PARITY, world, layout, 64, m)
+    assert {row["prediction"] for row in whole[1]} == {"even", "odd"}
+    assert evaluated(model, PARITY, world, layout, 7, m) == whole
+    assert evaluated(model, PARITY, world, layout, 1, m) == whole
+
+
+@pytest.mark.parametrize("kind", AttentionKind)
+def test_scores_of_rows_of_different_lengths_are_the_same_for_batch_sizes_1_7_and_64(
+    make_decoder: Models, world_config: Worlds, kind: AttentionKind
+) -> None:
+    world = RaggedWorld(world_config("count20"))
+    model, layout = answering(make_decoder, world, "even odd"), layout_of(RAGGED, world, kind)
+    whole = evaluated(model, RAGGED, world, layout, 64, 4)
+    assert len({row["prediction"] for row in whole[1]}) > 4
+    assert [row["index"] for row in whole[1]] == list(range(150)), "in the order of the split"
+    assert [row["prefix"] for row in whole[1]] == [row["bits"] for row in world.task_rows(TEST_SEED, 0, 150)]
+    assert evaluated(model, RAGGED, world, layout, 7, 4) == whole
+    assert evaluated(model, RAGGED, world, layout, 1, 4) == whole
+
+
+@pytest.mark.parametrize(("task", "name"), [(PARITY, "count20"), (RELAY, "relay")])
+def test_scores_for_each_m_are_the_same_one_by_one_and_as_a_list(
+    make_decoder: Models, world_config: Worlds, task: Task, name: str
+) -> None:
+    world = build_world(world_config(name))
+    model = make_decoder(world.tokenizer.vocab_size)
+    layout = layout_of(task, world)
+    together = Evaluator(model, task, world, 64)
+    for m in (0, 8, 2, 8):
+        result, predictions = together.evaluate(dataclasses.replace(layout, k=5), m)
+        del result["examples_per_second"]
+        assert (result, predictions) == evaluated(model, task, world, layout, 64, m)
+
+
+def test_scores_depend_on_m_and_on_the_filler(make_decoder: Models, world_config: Worlds) -> None:
+    """The tests above compare what could differ."""
+    world, model = build_world(world_config("count20")), make_decoder(64)
+    layout = layout_of(PARITY, world)
+    filler = dataclasses.replace(layout, pause_id=world.tokenizer.end_id)
+    losses = [evaluated(model, PARITY, world, layout, 64, m)[0]["target_nll"] for m in (0, 4, 8)]
+    losses.append(evaluated(model, PARITY, world, filler, 64, 8)[0]["target_nll"])
+    assert len(set(losses)) == 4
+
+
+# Decoding
+
+
+def favour(model: Decoder, token: int) -> None:
+    """Give ``token`` the largest logit everywhere."""
+    with torch.no_grad():
+        model.norm_out.weight.fill_(0.0)
+        model.norm_out.bias.fill_(1.0)
+        model.token_embedding.weight[token] = 50.0
+
+
+def rows_of(lengths: list[int]) -> Rows:
+    """Prefixes of these lengths as they reach the decoder, padded with the end token 14."""
+    generator = torch.Generator().manual_seed(0)
+    input_ids = torch.randint(0, 14, (len(lengths), max(lengths)), generator=generator)
+    input_ids[torch.arange(max(lengths)) >= torch.tensor(lengths)[:, None]] = 14
+    return Rows(input_ids, input_ids, torch.zeros_like(input_ids, dtype=torch.int8), torch.tensor(lengths))
+
+
+def test_a_pause_is_never_emitted_even_where_it_has_the_largest_logit(
+    make_decoder: Models, world_config: Worlds
+) -> None:
+    world = build_world(world_config("relay"))
+    pause = world.tokenizer.pause_id
+    model = make_decoder(world.tokenizer.vocab_size)
+    favour(model, pause)
+    likeliest = model.logits(model(torch.tensor([[0, 1, 2, pause]])))[0, -1].argmax()
+    assert likeliest == pause
+    layout = layout_of(RELAY, world)
+    for filler in (pause, world.tokenizer.end_id):
+        _, predictions = evaluated(model, RELAY, world, dataclasses.replace(layout, pause_id=filler), 64, 4)
+        assert not any("<pause>" in row["prediction"] for row in predictions)
+        assert all(len(row["prediction"].split()) == 24 for row in predictions), "another token in its place"
+
+
+def test_an_end_token_stops_an_answer_and_is_no_part_of_it(make_decoder: Models) -> None:
+    model = make_decoder(16)
+    favour(model, 14)
+    answers = generate(model, rows_of([5, 3]), AttentionKind.causal, max_new_tokens=8, end_id=14, pause_id=15)
+    assert answers == [[], []]
+
+
+def test_finished_rows_leave_the_batch_and_the_others_answer_as_if_alone(
+    make_decoder: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_decoder(16, seed=10, embedding_std=0.2, linear_gain=3.0)
+    rows = rows_of([5, 9, 2, 7, 4, 6, 3, 8, 9, 5])
+    options = {"max_new_tokens": 12, "end_id": 14, "pause_id": 15}
+    sizes = []
+
+    def counted(logits: torch.Tensor, pause_id: int) -> torch.Tensor:
+        sizes.append(len(logits))
+        return greedy(logits, pause_id)
+
+    monkeypatch.setattr(generation, "greedy", counted)
+    together = generate(model, rows, AttentionKind.causal, **options)
+    monkeypatch.undo()
+    lengths = [len(answer) for answer in together]
+    assert len(set(lengths)) > 3, "rows end at different steps"
+    assert sizes == [sum(length >= step for length in lengths) for step in range(min(12, max(lengths) + 1))]
+    for index, length in enumerate(rows.lengths.tolist()):
+        one = Rows(
+            *(getattr(rows, name)[index : index + 1, :length] for name in ("input_ids", "labels", "roles")),
+            rows.lengths[index : index + 1],
+        )
+        assert generate(model, one, AttentionKind.causal, **options) == [together[index]]
+
+
+def test_an_answer_is_never_longer_than_asked(make_decoder: Models) -> None:
+    model = make_decoder(16)
+    favour(model, 3)
+    for limit in (1, 5):
+        options = {"max_new_tokens": limit, "end_id": 14, "pause_id": 15}
+        assert generate(model, rows_of([4, 2]), AttentionKind.causal, **options) == [[3] * limit] * 2
+
+
+# Target log-likelihood
+
+
+@pytest.mark.parametrize("kind", AttentionKind)
+@pytest.mark.parametrize("placement", Placement)
+def test_the_target_log_likelihood_is_the_sum_of_the_models_log_probabilities(
+    make_decoder: Models, world_config: Worlds, kind: AttentionKind, placement: Placement
+) -> None:
+    """Each row alone, full logits, written out from prefix, pauses, cue and target."""
+    world, model = RaggedWorld(world_config("count20")), make_decoder(64)
+    layout = dataclasses.replace(layout_of(RAGGED, world, kind), placement=placement)
+    _, predictions = evaluated(model, RAGGED, world, layout, 7, 3)
+    for row in predictions[:40]:
+        prefix, target = (world.tokenizer.encode(row[name]) for name in ("prefix", "target"))
+        pauses = [world.tokenizer.pause_id] * 3
+        question = [*prefix, *pauses] if placement is Placement.append else [*pauses, *prefix]
+        marks = [0] * len(prefix) + [1] * 3 if placement is Placement.append else [1] * 3 + [0] * len(prefix)
+        ids = [*question, *world.tokenizer.encode("MAJ"), *target]
+        roles = torch.tensor([marks + [2] * (1 + len(target))], dtype=torch.int8)
+        log_probabilities = model.logits(model(torch.tensor([ids]), AttentionMask(kind, roles))).log_softmax(dim=2)[0]
+        first = len(ids) - len(target)
+        total = sum(float(log_probabilities[first + i - 1, token].detach()) for i, token in enumerate(target))
+        assert row["nll"] == pytest.approx(-total / len(target), abs=2e-5)
+
+
+def test_log_likelihoods_of_all_answers_sum_to_one(make_decoder: Models, world_config: Worlds) -> None:
+    """No answer is masked in scoring, ``<pause>`` and the end token included, as in training."""
+    world, model = build_world(world_config("count20")), make_decoder(64)
+    layout = layout_of(PARITY, world)
+    prefix = torch.tensor([world.tokenizer.encode("1 0 1 PAR")]).expand(64, -1)
+    lengths, ones = torch.full((64,), 4), torch.ones(64, dtype=torch.int64)
+    batch = layout.training_batch(
+        Evaluator(model, PARITY, world, 64)
+        ._batches[0][1]
+        ._replace(prefix=prefix, prefix_lengths=lengths, target=torch.arange(64)[:, None], target_lengths=ones)
+    )
+    assert sum(map(math.exp, target_log_likelihoods(model, batch))) == pytest.approx(1.0, rel=1e-5)
+
+
+# Metrics
+
+
+def test_exact_match_wants_one_of_the_references_whole() -> None:
+    assert exact_match("even", ("odd", "even")) == 1.0
+    assert exact_match("even even", ("even",)) == 0.0
+    assert exact_match("", ("even",)) == 0.0
+
+
+def test_token_accuracy_is_the_share_of_places_that_agree_with_the_best_reference() -> None:
+    assert token_accuracy("a b c d", ("a b c d",)) == 1.0
+    assert token_accuracy("a x c", ("a b c d",)) == 0.5
+    assert token_accuracy("b a", ("a b",)) == 0.0
+    assert token_accuracy("", ("a b",)) == 0.0
+    assert token_accuracy("a b c d e f", ("a b",)) == 1.0
+    assert token_accuracy("a b", ("b a", "a c")) == 0.5
+
+
+@pytest.mark.parametrize("values", [[0.0, 1.0, 1.0, 0.0, 1.0], [0.25, 0.5, 0.125], [3.0, 3.0]])
+def test_the_standard_error_is_scipys(values: list[float]) -> None:
+    mean, stderr = mean_and_stderr(values)
+    assert mean == pytest.approx(sum(values) / len(values), rel=1e-12)
+    assert stderr == pytest.approx(stats.sem(values), rel=1e-12)
+
+
+def test_one_example_has_no_standard_error() -> None:
+    assert mean_and_stderr([0.5]) == (0.5, 0.0)
+
+
+def test_the_summary_is_the_mean_over_the_predictions(make_decoder: Models, world_config: Worlds) -> None:
+    world = build_world(world_config("relay"))
+    model = make_decoder(world.tokenizer.vocab_size)
+    result, predictions = evaluated(model, RELAY, world, layout_of(RELAY, world), 64, 2)
+    accuracies = [token_accuracy(row["prediction"], [row["target"]]) for row in predictions]
+    assert (result["metric"], result["n"]) == ("token_accuracy", 60)
+    assert 0 < result["value"] == result["metrics"]["token_accuracy"] == pytest.approx(sum(accuracies) / 60)
+    assert result["stderr"] == pytest.approx(stats.sem(accuracies))
+    assert result["target_nll"] == pytest.approx(sum(row["nll"] for row in predictions) / 60)
+    assert result["target_nll_stderr"] == pytest.approx(stats.sem([row["nll"] for row in predictions]))
+    assert [row["correct"] for row in predictions] == [row["prediction"] == row["target"] for row in predictions]
+
+
+def test_a_model_that_knows_the_answer_scores_one(
+    make_decoder: Models, world_config: Worlds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Read against the split itself, so a prediction in another row's place would show."""
+    world, model = build_world(world_config("count20")), make_decoder(64)
+    evaluator = Evaluator(model, PARITY, world, 7)
+    right = iter(
+        [[world.tokenizer.ids[evaluator.examples[number].target]] for number in numbers]
+        for numbers, _ in evaluator._batches
+    )
+    monkeypatch.setattr("pausebench.evaluation.evaluator.generate", lambda *_, **__: next(right))
+    result, predictions = evaluator.evaluate(layout_of(PARITY, world), 0)
+    assert result["value"] == 1.0
+    assert all(row["correct"] and row["prediction"] == row["target"] for row in predictions)
