@@ -392,7 +392,7 @@ class ReproduceConfig(RunConfig):
 
     result: Any = option(MISSING, "group: which study")
     seeds: Any = option(None, "a number of seeds or a list of them (none: the study's)")
-    overrides: list[str] = option([], "appended to every pretrain and finetune cell, for example train.steps=50")
+    overrides: list[str] = option([], "appended to every pretrain and finetune cell: 'overrides=[\"train.steps=50\"]'")
     dry_run: bool = option(False, "print the cells as commands instead of running them")
     wait: bool = option(True, "wait for cells that another process is running")
 

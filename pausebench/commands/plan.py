@@ -92,7 +92,8 @@ class Plan:
         if self.config.seeds is not None:
             command += f" seeds={self.config.seeds}".replace(", ", ",")
         if self.config.overrides:
-            command += f" overrides=[{','.join(self.config.overrides)}]"
+            quoted = ",".join(f'"{item}"' for item in self.config.overrides)
+            command += f" 'overrides=[{quoted}]'"
         if self.config.runs != "runs":
             command += f" {override('runs', self.config.runs)}"
         narrowed = "" if name == result["name"] else " (narrowed)"
@@ -222,7 +223,7 @@ def override(key: str, value: str) -> str:
     """``key=value`` in Hydra's grammar, quoted where it has to be."""
     if re.fullmatch(r"[\w./+-]+", value):
         return f"{key}={value}"
-    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+    escaped = re.sub(r"(\\+)(?='|$)", r"\1\1", value).replace("'", "\\'")  # a backslash escapes quotes only
     return f"{key}='{escaped}'"
 
 

@@ -21,7 +21,7 @@ from pausebench.evaluation.metrics import exact_match, mean_and_stderr, token_ac
 from pausebench.evaluation.score import target_log_likelihoods
 from pausebench.model.attention import AttentionMask
 from pausebench.model.decoder import Decoder
-from pausebench.pauses import Rows
+from pausebench.pauses import Rows, inference_rows
 from pausebench.tasks import TASKS, Example, Task
 
 PARITY = dataclasses.replace(TASKS["parity"], test_rows=150)
@@ -197,6 +197,42 @@ def test_finished_rows_leave_the_batch_and_the_others_answer_as_if_alone(
             rows.lengths[index : index + 1],
         )
         assert generate(model, one, AttentionKind.causal, **options) == [together[index]]
+
+
+@pytest.mark.parametrize("kind", AttentionKind)
+@pytest.mark.parametrize("placement", Placement)
+def test_decoding_equals_reading_the_whole_row_again_for_every_token(
+    make_decoder: Models, kind: AttentionKind, placement: Placement
+) -> None:
+    """Greedy decoding written out, one row at a time, without a cache; the cue belongs to the target's side."""
+    model = make_decoder(16, seed=10, embedding_std=0.2, linear_gain=3.0)
+    prefixes = [[3, 1, 4, 1, 5], [9], [2, 6, 5, 3, 5, 8, 9], [7, 9, 3], [2, 3, 8], [4, 6]]
+    expected = []
+    for prefix in prefixes:
+        pauses = [15] * 3
+        ids = [*prefix, *pauses, 13] if placement is Placement.append else [*pauses, *prefix, 13]
+        roles = [*sorted([0] * len(prefix) + [1] * 3, reverse=placement is Placement.prepend), 2]
+        answer: list[int] = []
+        while len(answer) < 6:
+            mask = AttentionMask(kind, torch.tensor([roles], dtype=torch.int8))
+            token = int(model.logits(model(torch.tensor([ids]), mask))[0, -1, :15].argmax())
+            if token == 14:
+                break
+            answer.append(token)
+            ids, roles = [*ids, token], [*roles, 2]
+        expected.append(answer)
+    assert len({tuple(answer) for answer in expected}) > 3
+    width = max(map(len, prefixes))
+    rows = inference_rows(
+        torch.tensor([prefix + [14] * (width - len(prefix)) for prefix in prefixes]),
+        torch.tensor([len(prefix) for prefix in prefixes]),
+        torch.tensor([13]),
+        m=3,
+        placement=placement,
+        pause_id=15,
+        pad_id=14,
+    )
+    assert generate(model, rows, kind, max_new_tokens=6, end_id=14, pause_id=15) == expected
 
 
 def test_an_answer_is_never_longer_than_asked(make_decoder: Models) -> None:

@@ -1,0 +1,185 @@
+"""A whole study: planned, run side by side, killed, interrupted, resumed, and the same in the end."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pausebench import cli
+from pausebench.commands.plan import as_commands, override
+
+pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="needs the extra pausebench[sweep]")
+pytest.importorskip("matplotlib", reason="needs the extra pausebench[report]")
+
+STUDY = [
+    *("reproduce", "result=demo", "seeds=1"),
+    'overrides=["train.steps=30","train.batch_size=8","train.checkpoint_every=10","train.log_every=10"]',
+]
+
+
+def start(root: Path, *more: str) -> subprocess.Popen[str]:
+    """The study in a process group of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "pausebench", *STUDY, f"runs={root}", *more],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for(root: Path, pattern: str, count: int, process: subprocess.Popen[str]) -> None:
+    while len(list(root.glob(pattern))) < count and process.poll() is None:
+        time.sleep(0.02)
+    assert process.poll() is None, process.communicate()
+
+
+def workers_of(process: subprocess.Popen[str]) -> list[int]:
+    """The launcher's workers: children of the driver that hold a run's lock."""
+    root = Path(next(word for word in process.args if str(word).startswith("runs=")).removeprefix("runs="))  # type: ignore[union-attr, arg-type]
+    owners = []
+    for path in root.glob("*/*/lock.json"):
+        try:
+            owners.append(json.loads(path.read_text()))
+        except (FileNotFoundError, ValueError):
+            continue
+    return [owner["pid"] for owner in owners if owner["parent_pid"] == process.pid]
+
+
+def table(root: Path) -> dict[str, Any]:
+    """Every evaluated number of a study, by run name."""
+    found = {}
+    for path in sorted(root.glob("evaluate/*/result.json")):
+        result = json.loads(path.read_text())
+        del result["examples_per_second"]
+        found[path.parent.name] = result
+    return found
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("study") / "runs"
+    process = start(root)
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    assert "PausePT_PauseFT against StdPT_StdFT" in out
+    return root
+
+
+def test_a_study_fills_every_planned_cell_and_writes_the_page(uninterrupted: Path) -> None:
+    (plan_file,) = uninterrupted.glob("reproduce/*/plan.json")
+    plan = json.loads(plan_file.read_text())
+    planned = {cell["name"] for panel in plan["panels"] for cell in panel["cells"]}
+    assert planned == set(table(uninterrupted))
+    for panel in plan["panels"]:
+        for cell in panel["cells"]:
+            result = table(uninterrupted)[cell["name"]]
+            coordinates = {name: value for name, value in cell.items() if name != "name"}
+            assert {name: result[name] for name in coordinates} == coordinates
+    assert (uninterrupted / "report" / "index.html").exists()
+
+
+def test_killing_driver_and_workers_and_starting_again_gives_the_same_table(
+    uninterrupted: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "runs"
+    process = start(root)
+    wait_for(root, "finetune/*/result.json", 2, process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert len(table(root)) == 0
+    process = start(root)
+    _, err = process.communicate()
+    assert process.returncode == 0, err
+    assert table(root) == table(uninterrupted)
+
+
+def test_a_killed_worker_costs_no_cell(uninterrupted: Path, tmp_path: Path) -> None:
+    root = tmp_path / "runs"
+    process = start(root)
+    wait_for(root, "finetune/*/result.json", 1, process)
+    killed = []
+    while not killed and process.poll() is None:
+        killed = workers_of(process)[:1]
+    os.kill(killed[0], signal.SIGKILL)
+    _, err = process.communicate()
+    assert process.returncode == 0, err
+    assert table(root) == table(uninterrupted)
+
+
+def test_ctrl_c_says_what_is_done_and_how_to_go_on(tmp_path: Path) -> None:
+    root = tmp_path / "runs"
+    process = start(root)
+    wait_for(root, "finetune/*/result.json", 1, process)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: driver and workers alike
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "cells are done" in err
+    assert "Type the same command to go on" in err
+    assert "Traceback" not in err
+    assert not list(root.glob("*/*/lock.json"))
+
+
+def test_a_finished_study_is_found_done(uninterrupted: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path: path.stat().st_mtime_ns for path in uninterrupted.glob("*/*/result.json")}
+    assert cli.run([*STUDY, f"runs={uninterrupted}"]) == 0
+    assert {path: path.stat().st_mtime_ns for path in uninterrupted.glob("*/*/result.json")} == before
+
+
+def test_a_failing_cell_is_listed_and_only_it_is_retried(uninterrupted: Path, tmp_path: Path) -> None:
+    root = tmp_path / "runs"
+    subprocess.run(["cp", "-r", uninterrupted, root], check=True)
+    run = next(path for path in (root / "finetune").iterdir() if "majority" in path.name and "k8" in path.name)
+    (run / "result.json").unlink()
+    for file in (run / "checkpoints").iterdir():
+        file.write_bytes(b"poison")
+    evaluated = next(path for path in (root / "evaluate").iterdir() if path.name.startswith(run.name[:-9]))
+    (evaluated / "result.json").unlink()
+    process = start(root)
+    _, err = process.communicate()
+    assert process.returncode == 1
+    assert f"{run.name}: " in err
+    assert "is not a readable checkpoint" in err
+    assert "retries only what is missing" in err
+    subprocess.run(["rm", "-r", run / "checkpoints"], check=True)
+    process = start(root)
+    _, err = process.communicate()
+    assert process.returncode == 0, err
+    assert len(table(root)) == len(table(uninterrupted))
+
+
+def test_dry_run_prints_commands_that_compose_into_the_same_cells(
+    uninterrupted: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    assert cli.run([*STUDY, f"runs={uninterrupted}", "dry_run=true"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines if line.startswith("#")] == ["# pretrain", "# finetune", "# evaluate"]
+    assert all("0 running, 0 to do" in line for line in lines if line.startswith("#"))
+    for line in lines:
+        if line.startswith("pausebench pretrain") or "task=majority" in line:
+            assert cli.run([*line.split()[1:], "tracking=off"]) == 0
+            assert "already done" in capsys.readouterr().err
+
+
+def test_cells_that_form_a_product_are_joined_into_one_sweep() -> None:
+    cells = [[f"task={task}", f"k={k}"] for task in ("a", "b") for k in (0, 8)]
+    assert as_commands("finetune", cells, "runs") == ["pausebench finetune -m task=a,b k=0,8"]
+    assert as_commands("finetune", cells[:3], "my runs") == [
+        "pausebench finetune -m task=a k=0,8 runs='my runs'",
+        "pausebench finetune task=b k=0 runs='my runs'",
+    ]
+
+
+@pytest.mark.parametrize("path", ["runs/a-b_c.d", "my runs", "it's", "a,b", "x=y", "back\\slash"])
+def test_any_folder_name_survives_hydras_grammar(path: str) -> None:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    (parsed,) = OverridesParser.create().parse_overrides([override("runs", path)])
+    assert parsed.value() == path
