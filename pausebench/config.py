@@ -124,17 +124,22 @@ class WorldConfig:
         require(self.kind in ("count", "relay"), f"world.kind={self.kind}", "allowed are count and relay")
         require(1 <= self.n_min <= self.n_max, f"world.n_min={self.n_min}", f"must be 1 to n_max={self.n_max}")
         require(self.n_task >= 1, f"world.n_task={self.n_task}", "must be at least 1")
-        require(max(self.n_max, self.n_task) <= 46, f"world.n_max={self.n_max}", "numbers end at 46")
+        for name in ("n_max", "n_task"):
+            require(getattr(self, name) <= 46, f"world.{name}={getattr(self, name)}", "numbers end at 46")
         unknown = [fact for fact in self.facts if fact not in ("MAJ", "FIRST", "LAST", "CNT")]
         require(not unknown, f"world.facts={self.facts}", "allowed are MAJ, FIRST, LAST, CNT")
         require(2 <= self.alphabet <= 26, f"world.alphabet={self.alphabet}", "must be 2 to 26")
         if self.kind == "count":
-            longest = self.n_max + 2 * len(self.facts) + 1
             require(
-                self.sequence_length >= longest,
+                self.sequence_length >= self.longest_document,
                 f"world.sequence_length={self.sequence_length}",
-                f"the longest document has {longest} tokens",
+                f"the longest document has {self.longest_document} tokens",
             )
+
+    @property
+    def longest_document(self) -> int:
+        """Tokens of the longest pretraining document, its end token included."""
+        return self.n_max + 2 * len(self.facts) + 1
 
 
 @dataclass(frozen=True)
@@ -258,7 +263,11 @@ class PretrainConfig(RunConfig):
             "The paper's is 0.1; pause=off pretrains without pauses.",
         )
         if self.sequence_length is not None:
-            require(self.sequence_length >= 2, f"sequence_length={self.sequence_length}", "must be at least 2")
+            require(
+                self.sequence_length >= self.world.longest_document,
+                f"sequence_length={self.sequence_length}",
+                f"the longest document of world={self.world.name} has {self.world.longest_document} tokens",
+            )
             require(
                 self.sequence_length <= self.model.max_positions,
                 f"sequence_length={self.sequence_length}",

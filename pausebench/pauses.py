@@ -148,6 +148,8 @@ def finetuning_rows(
         tokens = torch.where(in_target, pick(target, target_at), tokens)
         roles = roles.masked_fill_(in_target, Role.TARGET.value)
     labels = torch.where(in_target[:, 1:], tokens[:, 1:], IGNORE_INDEX)
+    padding = t >= lengths[:, None] - 1  # a row's last target token, too, where the batch has longer rows
+    tokens, roles = tokens.masked_fill(padding, pad_id), roles.masked_fill(padding, Role.PADDING.value)
     return Rows(tokens[:, :-1], labels, roles[:, :-1], lengths - 1)
 
 

@@ -76,7 +76,7 @@ def pretraining_batches(config: PretrainConfig, world: World) -> Batches:
     if config.pause.enabled and count == 0:
         raise BadInput(
             f"pause_fraction={config.pause_fraction} with sequence_length={length} inserts no pause at all; "
-            f"the smallest fraction that inserts one is {0.5 / length:.4f}."
+            f"the smallest fraction that inserts one is about {0.501 / length:.5f}."
         )
 
     def block(seed: int, start: int, rows: int) -> Batch:

@@ -1,11 +1,13 @@
 """Scores a model on a task's test split with M pauses.
 
-Invariant: the result does not depend on the batch size (float32 arithmetic, padding never seen), nor on which other M
-are scored in the same process.
+Invariant: the result does not depend on the batch size, nor on which other M are scored in the same process. Padding is
+never seen, and arithmetic is float64: in float32 a batch of another size rounds differently, which moves a
+log-likelihood's sixth digit and can turn a near-tie between two tokens.
 """
 
 from __future__ import annotations
 
+import copy
 import time
 from dataclasses import replace
 from typing import Any
@@ -25,7 +27,7 @@ class Evaluator:
     """Holds the test split, tokenised once for every M."""
 
     def __init__(self, model: Decoder, task: Task, world: World, batch_size: int) -> None:
-        self.model = model
+        self.model = copy.deepcopy(model).double().eval()
         self.task = task
         self.tokenizer = world.tokenizer
         self.batch_size = batch_size
@@ -66,7 +68,7 @@ class Evaluator:
                     "prediction": text,
                     "correct": scores["exact_match"] == 1.0,
                     **scores,
-                    "nll": round(-likelihood / length, 5),  # float32 rounding ends here: equal for every batch size
+                    "nll": round(-likelihood / length, 9),
                 }
         rows = [predictions[number] for number in range(len(self.examples))]
         means = {name: mean_and_stderr([row[name] for row in rows]) for name in METRICS}

@@ -20,6 +20,6 @@ def target_log_likelihoods(model: Decoder, batch: Batch) -> list[float]:
     hidden = model(batch.input_ids.to(device), batch.mask.to(device), last=batch.last)
     labels = batch.labels[:, -batch.last :].to(device)
     row, column = (labels != IGNORE_INDEX).nonzero(as_tuple=True)
-    losses = F.cross_entropy(model.logits(hidden[row, column]).float(), labels[row, column], reduction="none")
+    losses = F.cross_entropy(model.logits(hidden[row, column]), labels[row, column], reduction="none")
     sums = torch.zeros(len(labels), dtype=torch.float64, device=device).index_add_(0, row, losses.double())
     return [-value for value in sums.tolist()]

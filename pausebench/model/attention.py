@@ -92,10 +92,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, n_heads: int, allowed: Tensor | None
     """
     B, T, D = q.shape
     S, H = k.shape[1], n_heads
-    if q.device.type == "cpu" and q.dtype is torch.float32 and T * S <= SMALL_SCORES:
-        bias = causal_bias(T, S)
+    if q.device.type == "cpu" and q.dtype is not torch.bfloat16 and T * S <= SMALL_SCORES:
+        bias = causal_bias(T, S).to(q.dtype)
         if allowed is not None:
-            bias = torch.zeros_like(allowed, dtype=torch.float32).masked_fill_(~allowed, -math.inf)
+            bias = torch.zeros_like(allowed, dtype=q.dtype).masked_fill_(~allowed, -math.inf)
             bias = bias.expand(B, H, T, S).reshape(B * H, T, S)
         if H > 1:
             q, k, v = (split_heads(part, H).flatten(0, 1) for part in (q, k, v))

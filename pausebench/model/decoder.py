@@ -129,13 +129,14 @@ class Decoder(nn.Module):
                 then T is 1 and positions_BT [B, 1] says where it stands.
             last: how many of the last positions are wanted (None: all T); the last block computes no others.
         """
+        assert decoding is None or positions_BT is not None
         x_BTD = self.token_embedding(input_ids_BT)
         if positions_BT is None:
             x_BTD = x_BTD + self.position_embedding.weight[: input_ids_BT.shape[1]]
         else:
             x_BTD = x_BTD + self.position_embedding(positions_BT)
         allowed = decoding if decoding is not None else (mask.dense() if mask is not None else None)
-        decode_positions = positions_BT[:, 0] if decoding is not None and positions_BT is not None else None
+        decode_positions = None if decoding is None or positions_BT is None else positions_BT[:, 0]
         T = input_ids_BT.shape[1]
         for block in self.blocks:
             wanted = T if last is None or block is not self.blocks[-1] else last

@@ -131,6 +131,8 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         supervised = int((batch.labels[:, -batch.last :] != IGNORE_INDEX).sum())
+        if supervised == 0:
+            raise RunFailed(f"{self.folder.path}: the batch of step {step} has no position with a loss.")
         rows = len(batch.input_ids)
         size = self.config.micro_batch_size or rows
         total = torch.zeros((), device=self.device)
