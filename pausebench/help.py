@@ -8,7 +8,7 @@ import typing
 from enum import Enum
 from pathlib import Path
 
-from pausebench.config import COMMANDS, MISSING
+from pausebench.config import COMMANDS, MISSING, RunConfig
 
 SUMMARIES = {
     "pretrain": "train a decoder on text, with pauses (PausePT) or without (StdPT)",
@@ -71,11 +71,14 @@ def command_help(command: str) -> str:
         for group in GROUPS[command]:
             lines += _entry(group, " | ".join(choices(group)))
         lines.append("")
-    lines.append("options (OPTION=VALUE):")
-    for name, default, kind, text in _options(COMMANDS[command]):
+    lines.append("options (OPTION=VALUE), with the defaults that hold where task and model choose no others:")
+    shared = {item.name for item in dataclasses.fields(RunConfig)}
+    options = sorted(_options(COMMANDS[command]), key=lambda option: ("." in option[0], option[0] in shared))
+    for name, default, kind, text in options:
         if name not in GROUPS[command]:
             lines += _entry(f"{name}={default}", f"{text} [{kind}]")
-    lines += ["", "-m sweeps over every OPTION=A,B,C; hydra/launcher=joblib runs cells side by side.", "", "examples:"]
+    lines += ["", "-m sweeps over every OPTION=A,B,C; hydra/launcher=joblib runs cells side by side."]
+    lines += ["--cfg job prints the resolved config instead of running.", "", "examples:"]
     lines += [f"  {example}" for example in EXAMPLES[command]]
     return "\n".join(lines)
 

@@ -1,214 +1,22 @@
 """Read run folders into studies: what a plan asked for, what is there, what is missing.
 
 Invariant: a cell that a plan names is never dropped. Without a readable `result.json` it stays in its panel as missing.
-Only `result.json` of evaluated cells, `plan.json` of studies, and the files of the runs a figure draws are read.
+Only `plan.json` of studies and `result.json` of evaluated cells are read.
 """
 
 from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from pausebench.errors import BadInput
 from pausebench.results.run_folder import read_json
+from pausebench.results.study import PRETRAINING_NAMES, Arm, Cell, Panel, Primary, Result, Stage, Study
 
 PAUSE = "<pause>"
-PRETRAINING_NAMES = {"std": "StdPT", "pause": "PausePT", "none": "NoPT"}
-
-
-@dataclass(frozen=True)
-class Result:
-    """One evaluated run: the task's metric, its test-set standard error, `target_nll` in nats a token."""
-
-    value: float
-    stderr: float | None
-    n: int | None
-    metric: str
-    metrics: dict[str, float]
-    target_nll: float | None
-    chance: float | None
-    model: str
-    finetune_run: str | None
-    pretrain_run: str | None
-
-
-@dataclass(frozen=True)
-class Arm:
-    """Everything that tells two cells of a panel apart except the world and the seed."""
-
-    pretraining: str
-    variant: str
-    k: int
-    mt: int
-    filler: str
-    placement: str
-    prefix: str
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One evaluation, asked for by a plan or found on disk. `problem` says why there is no result."""
-
-    name: str
-    task: str
-    world: str
-    seed: int
-    arm: Arm
-    result: Result | None
-    problem: str | None
-
-
-@dataclass(frozen=True)
-class Setting:
-    """A task in one world, or averaged over several."""
-
-    task: str
-    worlds: tuple[str, ...]
-
-    @property
-    def label(self) -> str:
-        """For people: `parity · count20`."""
-        if len(self.worlds) > 1:
-            return f"{self.task} · mean of {', '.join(self.worlds)}"
-        return f"{self.task} · {self.worlds[0]}" if self.worlds[0] else self.task
-
-
-@dataclass(frozen=True)
-class Scores:
-    """One arm in one setting: its planned cells, and {seed: mean over the worlds} for seeds that have all of them."""
-
-    arm: Arm
-    cells: tuple[Cell, ...]
-    values: dict[int, float]
-    nll: dict[int, float]
-
-    @property
-    def names(self) -> frozenset[str]:
-        """The evaluate runs behind these scores, done or not."""
-        return frozenset(cell.name for cell in self.cells)
-
-    @property
-    def missing(self) -> int:
-        """How many planned cells have no result."""
-        return sum(cell.result is None for cell in self.cells)
-
-    @property
-    def stderr(self) -> float | None:
-        """Mean test-set standard error of the single runs: the noise of a fixed model, not of training."""
-        known = [cell.result.stderr for cell in self.cells if cell.result and cell.result.stderr is not None]
-        return math.fsum(known) / len(known) if known else None
-
-
-@dataclass(frozen=True)
-class Panel:
-    """A part of a study: `kind` is variants, k_curve, m_curve, filler or bottleneck."""
-
-    id: str
-    kind: str
-    title: str
-    cells: tuple[Cell, ...]
-
-    def settings(self) -> list[Setting]:
-        """Tasks in the plan's order; a task with several worlds comes first as their mean, then world by world."""
-        worlds: dict[str, list[str]] = {}
-        for cell in self.cells:
-            seen = worlds.setdefault(cell.task, [])
-            if cell.world not in seen:
-                seen.append(cell.world)
-        settings = []
-        for task, names in worlds.items():
-            if len(names) > 1:
-                settings.append(Setting(task, tuple(names)))
-            settings.extend(Setting(task, (name,)) for name in names)
-        return settings
-
-    def pooled(self, task: str) -> Setting | None:
-        """The setting that covers every world of `task`: what a primary comparison is about."""
-        return next((setting for setting in self.settings() if setting.task == task), None)
-
-    def scores(self, setting: Setting) -> list[Scores]:
-        """The arms of a setting, in the plan's order."""
-        arms: dict[Arm, list[Cell]] = {}
-        for cell in self.cells:
-            if cell.task == setting.task and cell.world in setting.worlds:
-                arms.setdefault(cell.arm, []).append(cell)
-        return [
-            Scores(
-                arm,
-                tuple(cells),
-                _by_seed(cells, setting.worlds, lambda result: result.value),
-                _by_seed(cells, setting.worlds, lambda result: result.target_nll),
-            )
-            for arm, cells in arms.items()
-        ]
-
-    def chance(self, setting: Setting) -> float | None:
-        """The score of blind guessing, averaged over the worlds; None unless every world tells one."""
-        found = {
-            cell.world: cell.result.chance
-            for cell in self.cells
-            if cell.task == setting.task and cell.result and cell.result.chance is not None
-        }
-        if any(world not in found for world in setting.worlds):
-            return None
-        return math.fsum(found[world] for world in setting.worlds) / len(setting.worlds)
-
-
-@dataclass(frozen=True)
-class Primary:
-    """The one comparison fixed before the runs started."""
-
-    panel: str
-    task: str
-    treatment: str
-    control: str
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One stage of a plan: its runs, planned and finished, and the commands a user could type for them."""
-
-    command: str
-    planned: int
-    done: int
-    lines: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Study:
-    """One `runs/reproduce/<result>` folder with the state of everything its plan asks for."""
-
-    runs: Path
-    result: str
-    title: str
-    seeds: tuple[int, ...]
-    unit: str
-    notes: tuple[str, ...]
-    command: str
-    primary: Primary | None
-    panels: tuple[Panel, ...]
-    stages: tuple[Stage, ...]
-    planned_names: frozenset[str]
-
-    def of_kind(self, *kinds: str) -> list[Panel]:
-        """The panels of these kinds, in the plan's order."""
-        return [panel for panel in self.panels if panel.kind in kinds]
-
-    def cells(self) -> list[Cell]:
-        """Every evaluated cell once; panels share cells."""
-        return list({cell.name: cell for panel in self.panels for cell in panel.cells}.values())
-
-    def models(self) -> list[str]:
-        """The models of the finished runs."""
-        return sorted({cell.result.model for cell in self.cells() if cell.result and cell.result.model})
-
-    def missing(self) -> list[Cell]:
-        """The cells that have no result yet."""
-        return [cell for cell in self.cells() if cell.result is None]
 
 
 def load_studies(runs: Path, result: str | None = None) -> list[Study]:
@@ -343,20 +151,6 @@ def _result(raw: dict[str, Any]) -> tuple[Result | None, str | None]:
         ),
         None,
     )
-
-
-def _by_seed(cells: Sequence[Cell], worlds: Sequence[str], pick: Callable[[Result], float | None]) -> dict[int, float]:
-    found: dict[int, dict[str, float]] = {}
-    for cell in cells:
-        value = pick(cell.result) if cell.result else None
-        if value is not None:
-            found.setdefault(cell.seed, {})[cell.world] = value
-    # A seed that lacks a world would shift the mean by the worlds' difficulty, so it waits until it is complete.
-    return {
-        seed: math.fsum(values.values()) / len(values)
-        for seed, values in sorted(found.items())
-        if len(values) == len(worlds)
-    }
 
 
 def _evaluated(runs: Path) -> Iterator[Path]:

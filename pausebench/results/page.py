@@ -13,11 +13,12 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from pausebench.results import figures, statistics, tables
-from pausebench.results.collect import Panel, Scores, Setting, Study, load_studies, load_unplanned, read_if_whole
-from pausebench.results.figures import Plot
+from pausebench.results import analysis, figures, statistics
+from pausebench.results.collect import load_studies, load_unplanned, read_if_whole
+from pausebench.results.drawing import Plot
 from pausebench.results.run_folder import disk_error, write_atomically
 from pausebench.results.statistics import report_extra, summarise
+from pausebench.results.study import Panel, Scores, Setting, Study
 
 EXAMPLE_ROWS = 5
 
@@ -55,14 +56,14 @@ class StudyView:
     """Everything the template needs of one study, computed."""
 
     study: Study
-    instrument: tables.InstrumentCheck
+    instrument: analysis.InstrumentCheck
     relay: Plot | None
-    headline: tables.Headline
+    headline: analysis.Headline
     examples: tuple[Example, ...]
     variants: tuple[PanelView, ...]
     curves: tuple[Plot, ...]
     training: tuple[Plot, ...]
-    secondary: tuple[tables.Contrast, ...]
+    secondary: tuple[analysis.Contrast, ...]
     missing: str | None
     provenance: Provenance
 
@@ -74,7 +75,7 @@ def write_report(runs: Path, result: str | None = None) -> Path:
     Raises BadInput when there is nothing to report, RunFailed when the disk does not take the page.
     """
     studies = load_studies(runs, result)
-    others = tables.group_unplanned(load_unplanned(runs, studies)) if result is None else []
+    others = analysis.group_unplanned(load_unplanned(runs, studies)) if result is None else []
     jinja2 = report_extra("jinja2")
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -84,7 +85,7 @@ def write_report(runs: Path, result: str | None = None) -> Path:
         plus_minus=statistics.plus_minus,
         interval=statistics.interval,
         p_value=statistics.p_value,
-        label=tables.full_label,
+        label=analysis.full_label,
         capfirst=lambda text: text[:1].upper() + text[1:],
         summary=lambda values: summarise(list(values.values())),
         svg=report_extra("markupsafe").Markup,
@@ -103,8 +104,8 @@ def write_report(runs: Path, result: str | None = None) -> Path:
 
 
 def _view(study: Study) -> StudyView:
-    instrument = tables.check_instrument(study)
-    headline = tables.headline(study)
+    instrument = analysis.check_instrument(study)
+    headline = analysis.headline(study)
     draw = {"k_curve": figures.k_curve, "m_curve": figures.m_curve, "filler": figures.filler_bars}
     return StudyView(
         study=study,
@@ -120,8 +121,8 @@ def _view(study: Study) -> StudyView:
             draw[panel.kind](study, panel, setting) for panel in study.of_kind(*draw) for setting in panel.settings()
         ),
         training=_training(study),
-        secondary=tuple(tables.secondary_contrasts(study)),
-        missing=tables.missing_line(study),
+        secondary=tuple(analysis.secondary_contrasts(study)),
+        missing=analysis.missing_line(study),
         provenance=_provenance(study),
     )
 
@@ -141,7 +142,7 @@ def _training(study: Study) -> tuple[Plot, ...]:
     return tuple(plot for plot in plots if plot is not None)
 
 
-def _examples(study: Study, headline: tables.Headline) -> tuple[Example, ...]:
+def _examples(study: Study, headline: analysis.Headline) -> tuple[Example, ...]:
     """The first rows of the test set, unselected, from the first seed that both primary arms have."""
     if headline.contrast is None:
         return ()

@@ -1,14 +1,11 @@
-"""What a study says: the instrument check, the primary comparison, the secondary family, and the terminal report.
+"""The terminal report: every study as tables and lines of text.
 
-Invariant: the family of secondary comparisons follows from the plan alone, so it does not shrink while runs are
-missing, and the primary comparison is never counted in it.
+Invariant: texts that come from a run are printed as they are, never read as markup.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
@@ -16,245 +13,25 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pausebench.results.collect import (
-    PRETRAINING_NAMES,
-    Arm,
-    Cell,
-    Panel,
-    Scores,
-    Setting,
-    Study,
-    load_studies,
-    load_unplanned,
+from pausebench.results.analysis import (
+    check_instrument,
+    filler_label,
+    full_label,
+    group_unplanned,
+    headline,
+    missing_line,
+    pretraining_label,
 )
-from pausebench.results.statistics import (
-    Comparison,
-    Summary,
-    holm,
-    interval,
-    number,
-    paired_comparison,
-    plus_minus,
-    power_line,
-    summarise,
-    verdict,
-)
+from pausebench.results.collect import load_studies, load_unplanned
+from pausebench.results.statistics import interval, number, plus_minus, summarise
+from pausebench.results.study import Panel, Setting, Study
 
-RELAY_CHANCE = 1 / 8
-RELAY_TOLERANCE = 0.01
-METRIC_OF_RELAY = "token_accuracy"
 MARKS = {
     "passed": "green",
     "failed": "bold white on red",
     "incomplete": "yellow",
     "absent": "dim",
 }
-
-
-@dataclass(frozen=True)
-class InstrumentCheck:
-    """Does information flow through pauses at all? `state` is passed, failed, incomplete or absent.
-
-    `points` are (K, token accuracy over seeds), in order of K.
-    """
-
-    state: str
-    sentence: str
-    points: tuple[tuple[int, Summary], ...] = ()
-    chance: float = RELAY_CHANCE
-
-
-@dataclass(frozen=True)
-class Contrast:
-    """One planned comparison. `adjusted_p` is Holm's for a secondary one, the plain p for the primary."""
-
-    panel: str
-    setting: Setting
-    treatment: Scores
-    control: Scores
-    treatment_label: str
-    control_label: str
-    comparison: Comparison
-    adjusted_p: float | None = None
-
-
-@dataclass(frozen=True)
-class Headline:
-    """The primary comparison in words; `contrast` is None when the plan has none."""
-
-    sentence: str
-    power: str | None
-    contrast: Contrast | None
-
-
-def check_instrument(study: Study) -> InstrumentCheck:
-    """Relay accuracy must be at chance without pauses and rise with K; if not, no other number of the study counts."""
-    cells = [cell for panel in study.of_kind("bottleneck") for cell in panel.cells]
-    if not cells:
-        return InstrumentCheck("absent", "This study has no instrument check of its own.")
-    values: dict[int, list[float]] = {cell.arm.k: [] for cell in sorted(cells, key=lambda cell: cell.arm.k)}
-    for cell in cells:
-        if cell.result is not None:
-            values[cell.arm.k].append(cell.result.metrics.get(METRIC_OF_RELAY, cell.result.value))
-    chance = next(
-        (cell.result.chance for cell in cells if cell.result and cell.result.chance),
-        RELAY_CHANCE,
-    )
-    points = tuple((k, summarise(scores)) for k, scores in values.items())
-    means = [(k, summary.mean) for k, summary in points if summary.mean is not None]
-    listed = ", ".join(f"{mean:.3f} at K={k}" for k, mean in means)
-    problems = _instrument_problems(means, chance)
-    if problems:
-        return InstrumentCheck("failed", f"{'; '.join(problems)} (measured: {listed})", points, chance)
-    missing = sum(cell.result is None for cell in cells)
-    if missing or len(means) < 2 or means[0][0] != 0:
-        reason = f"{missing} of {len(cells)} relay cells are missing" if missing else "it needs K=0 and one K above"
-        sentence = f"The instrument check is incomplete: {reason} (measured: {listed or 'nothing'})"
-        return InstrumentCheck("incomplete", sentence, points, chance)
-    sentence = f"relay token accuracy is at chance ({chance:.3f}) without pauses and rises with K: {listed}"
-    return InstrumentCheck("passed", sentence, points, chance)
-
-
-def _instrument_problems(means: Sequence[tuple[int, float]], chance: float) -> list[str]:
-    problems = []
-    for k, mean in means:
-        if k == 0 and abs(mean - chance) > RELAY_TOLERANCE:
-            problems.append(f"with K=0 relay must be at chance, {chance:.3f} ± {RELAY_TOLERANCE}, and is {mean:.3f}")
-        if k > 0 and mean <= chance + RELAY_TOLERANCE:
-            problems.append(f"with K={k} relay stays at chance: {mean:.3f}")
-    for (fewer, lower), (more, higher) in itertools.pairwise(means):
-        if higher < lower - RELAY_TOLERANCE:
-            problems.append(f"relay falls from {lower:.3f} at K={fewer} to {higher:.3f} at K={more}")
-    return problems
-
-
-def headline(study: Study) -> Headline:
-    """The comparison that was fixed in advance, whatever its sign."""
-    primary = study.primary
-    panel = next((panel for panel in study.panels if primary and panel.id == primary.panel), None)
-    setting = panel.pooled(primary.task) if panel and primary else None
-    if primary is None or panel is None or setting is None:
-        return Headline("This study fixed no primary comparison in advance.", None, None)
-    arms = panel.scores(setting)
-    # Of several K the first in the plan is the primary one: a choice made before the runs.
-    treatment = next((arm for arm in arms if arm.arm.variant == primary.treatment), None)
-    control = next((arm for arm in arms if arm.arm.variant == primary.control), None)
-    if treatment is None or control is None:
-        return Headline("The plan has no cells for its primary comparison.", None, None)
-    contrast = _contrast(panel, setting, treatment, control)
-    words = verdict(contrast.comparison, primary.treatment, primary.control)
-    sentence = f"{primary.treatment} against {primary.control} on {setting.label}: {words}."
-    return Headline(sentence, power_line(contrast.comparison), contrast)
-
-
-def secondary_contrasts(study: Study) -> list[Contrast]:
-    """Every other planned comparison, each pair of arms once, with p-values Holm-corrected over all of them."""
-    primary = headline(study).contrast
-    seen = {_identity(primary)} if primary else set()
-    contrasts = []
-    for panel in study.of_kind("variants", "k_curve", "m_curve", "filler"):
-        for setting in panel.settings():
-            arms = panel.scores(setting)
-            for treatment in arms:
-                control = _control(study, panel, setting, arms, treatment.arm)
-                if control is None or control.names == treatment.names:
-                    continue
-                contrast = _contrast(panel, setting, treatment, control)
-                if _identity(contrast) not in seen:
-                    seen.add(_identity(contrast))
-                    contrasts.append(contrast)
-    adjusted = holm([contrast.comparison.p for contrast in contrasts])
-    return [Contrast(**{**vars(contrast), "adjusted_p": p}) for contrast, p in zip(contrasts, adjusted, strict=True)]
-
-
-def _identity(contrast: Contrast) -> tuple[frozenset[str], frozenset[str]]:
-    return contrast.treatment.names, contrast.control.names
-
-
-def _contrast(panel: Panel, setting: Setting, treatment: Scores, control: Scores) -> Contrast:
-    return Contrast(
-        panel=panel.title,
-        setting=setting,
-        treatment=treatment,
-        control=control,
-        treatment_label=full_label(treatment.arm),
-        control_label=full_label(control.arm),
-        comparison=paired_comparison(treatment.values, control.values),
-    )
-
-
-def _control(study: Study, panel: Panel, setting: Setting, arms: Sequence[Scores], arm: Arm) -> Scores | None:
-    if panel.kind in ("variants", "k_curve"):
-        for pretraining in ("std", arm.pretraining):
-            for other in arms:
-                if other.arm.k == 0 and other.arm.pretraining == pretraining:
-                    return other
-        return None
-    return as_finetuned(study, panel, setting, arm)
-
-
-def as_finetuned(study: Study, panel: Panel, setting: Setting, arm: Arm) -> Scores | None:
-    """The same finetuned model evaluated with M = K, from this panel or else from the primary one."""
-    primary = study.primary.panel if study.primary else ""
-    for source in (panel, *(other for other in study.panels if other.id == primary)):
-        for other in source.scores(setting):
-            same = (other.arm.variant, other.arm.k, other.arm.prefix) == (
-                arm.variant,
-                arm.k,
-                arm.prefix,
-            )
-            if same and other.arm.mt == other.arm.k:
-                return other
-    return None
-
-
-def baseline(study: Study, panel: Panel, setting: Setting) -> Scores | None:
-    """StdPT_StdFT (standard pretraining, no pauses anywhere) in this setting, from this panel or the primary one."""
-    primary = study.primary.panel if study.primary else ""
-    for source in (panel, *(other for other in study.panels if other.id == primary)):
-        for scores in source.scores(setting):
-            if scores.arm.pretraining == "std" and scores.arm.k == 0 and scores.arm.mt == 0:
-                return scores
-    return None
-
-
-def full_label(arm: Arm) -> str:
-    """An arm with everything that may differ: `PausePT_PauseFT K=8 M=4`."""
-    parts = [arm.variant]
-    if arm.k:
-        parts.append(f"K={arm.k}")
-    if arm.mt != arm.k:
-        parts.append(f"M={arm.mt}" if arm.filler in ("", "<pause>") else f"M={arm.mt} of {arm.filler}")
-    return " ".join(parts)
-
-
-def pretraining_label(arm: Arm) -> str:
-    """`StdPT`, `PausePT` or `NoPT`."""
-    return PRETRAINING_NAMES.get(arm.pretraining, arm.pretraining)
-
-
-def filler_label(arm: Arm) -> str:
-    """What is inserted at inference: `8 x <pause>`."""
-    return f"{arm.mt} x {arm.filler}" if arm.mt else "nothing added"
-
-
-def missing_line(study: Study) -> str | None:
-    """How many cells are missing and the command that fills them; None when the study is complete."""
-    missing = len(study.missing())
-    return f"{missing} of {len(study.cells())} cells are missing; next: {study.command}" if missing else None
-
-
-def group_unplanned(cells: Sequence[Cell]) -> list[tuple[Setting, Scores, str]]:
-    """Evaluated runs outside any plan as (setting, scores over seeds, model), grouped by everything but the seed."""
-    groups: dict[tuple[str, str, str, Arm], list[Cell]] = {}
-    for cell in cells:
-        model = cell.result.model if cell.result else ""
-        groups.setdefault((cell.task, cell.world, model, cell.arm), []).append(cell)
-    rows = []
-    for (task, world, model, _), members in groups.items():
-        setting = Setting(task, (world,))
-        rows.append((setting, Panel("", "other", "", tuple(members)).scores(setting)[0], model))
-    return sorted(rows, key=lambda row: (row[0].label, row[2], full_label(row[1].arm)))
 
 
 def print_report(runs: Path, result: str | None, console: Console) -> None:

@@ -16,10 +16,11 @@ import synthetic
 from rich.console import Console
 
 from pausebench.errors import BadInput, RunFailed
+from pausebench.results.analysis import check_instrument, headline, secondary_contrasts
 from pausebench.results.collect import load_studies
 from pausebench.results.figures import read_curve
 from pausebench.results.page import write_report
-from pausebench.results.tables import check_instrument, headline, print_report, secondary_contrasts
+from pausebench.results.tables import print_report
 
 SEEDS = (0, 1, 2)
 VOID = {"meta", "br", "path", "use", "rect", "circle"}

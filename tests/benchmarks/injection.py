@@ -1,0 +1,51 @@
+"""What pause injection costs beside a training step, at the paper's row length: 2048 tokens x 32 rows.
+
+    python tests/benchmarks/injection.py [repeats]
+
+Draws the places and injects them, and takes one forward and backward pass of `tiny` (2048 positions, GPT-2's
+vocabulary) over the same rows, alternating in one run. Prints the median share of the step's time.
+"""
+
+import statistics
+import sys
+import time
+
+import torch
+
+from pausebench import pauses
+from pausebench.config import AttentionKind, ModelConfig
+from pausebench.data.batches import Batch
+from pausebench.model.attention import AttentionMask
+from pausebench.model.decoder import Decoder
+from pausebench.training.loss import summed_loss
+
+LENGTH, ROWS, VOCABULARY, MICRO_BATCH = 2048, 32, 50258, 4
+
+
+def main() -> None:
+    model = Decoder(ModelConfig("tiny", 4, 4, 128, 512, LENGTH), VOCABULARY)
+    model.initialize(0)
+    tokens = torch.randint(0, VOCABULARY - 1, (ROWS, LENGTH), generator=torch.Generator().manual_seed(0))
+    supervised = torch.ones_like(tokens, dtype=torch.bool)
+    count = pauses.pause_count(LENGTH, 0.1)
+    shares = []
+    for _ in range(int(sys.argv[1]) if len(sys.argv) > 1 else 3):
+        began = time.perf_counter()
+        places = pauses.draw_places(0, torch.arange(ROWS), LENGTH, count)
+        input_ids, labels = pauses.inject(tokens, supervised, places, VOCABULARY - 1)
+        injecting = time.perf_counter() - began
+        batch = Batch(input_ids, labels, AttentionMask(AttentionKind.causal), LENGTH)
+        began = time.perf_counter()
+        for start in range(0, ROWS, MICRO_BATCH):
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = summed_loss(model, batch.rows(start, MICRO_BATCH), torch.device("cpu"))
+            loss.backward()
+        stepping = time.perf_counter() - began
+        model.zero_grad()
+        shares.append(injecting / stepping)
+        print(f"injection {1e3 * injecting:.1f} ms   step {stepping:.1f} s")
+    print(f"median: injection is {100 * statistics.median(shares):.3f} % of the step")
+
+
+if __name__ == "__main__":
+    main()
