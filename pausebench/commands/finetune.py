@@ -5,17 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from pausebench.commands import runs
-from pausebench.config import FinetuneConfig, LengthLimit, plain
+from pausebench.config import FinetuneConfig, LengthLimit
 from pausebench.data.batches import finetuning_batches
 from pausebench.data.embedded import World, build_world, task_fingerprint
 from pausebench.errors import BadInput
-from pausebench.results.run_folder import write_json
 from pausebench.tasks import TASKS, Task
 from pausebench.training import checkpoint, stop
 from pausebench.training.device import choose_device, cpu_threads
 from pausebench.training.progress import Progress
-from pausebench.training.tracking import Tracker
-from pausebench.training.trainer import Trainer
 
 
 def run(config: FinetuneConfig) -> dict[str, Any]:
@@ -53,20 +50,7 @@ def run(config: FinetuneConfig) -> dict[str, Any]:
             data_fingerprint=fingerprint,
             tokens_per_step=batches.batch(1).input_ids.numel(),
         )
-        tracker = Tracker(config.tracking, folder.path, task.name, plain(config), progress)
-        trainer = Trainer(
-            model,
-            batches,
-            config.train,
-            folder,
-            precision=config.precision,
-            device=device,
-            tracker=tracker,
-            progress=progress,
-        )
-        with tracker:
-            result = trainer.train()
-        write_json(folder.path / "result.json", result)
+        result = runs.train(folder, config, model, batches, device, progress, group=task.name)
     return progress.done(folder, result)
 
 

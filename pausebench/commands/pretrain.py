@@ -5,15 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from pausebench.commands import runs
-from pausebench.config import PretrainConfig, plain
+from pausebench.config import PretrainConfig
 from pausebench.data.batches import pretraining_batches
 from pausebench.data.embedded import build_world, corpus_fingerprint
-from pausebench.results.run_folder import write_json
 from pausebench.training import stop
 from pausebench.training.device import choose_device, cpu_threads
 from pausebench.training.progress import Progress
-from pausebench.training.tracking import Tracker
-from pausebench.training.trainer import Trainer
 
 
 def run(config: PretrainConfig) -> dict[str, Any]:
@@ -43,18 +40,5 @@ def run(config: PretrainConfig) -> dict[str, Any]:
             data_fingerprint=fingerprint,
             tokens_per_step=config.train.batch_size * (config.sequence_length or 0),
         )
-        tracker = Tracker(config.tracking, folder.path, config.world.name, plain(config), progress)
-        trainer = Trainer(
-            model,
-            batches,
-            config.train,
-            folder,
-            precision=config.precision,
-            device=device,
-            tracker=tracker,
-            progress=progress,
-        )
-        with tracker:
-            result = trainer.train()
-        write_json(folder.path / "result.json", result)
+        result = runs.train(folder, config, model, batches, device, progress, group=config.world.name)
     return progress.done(folder, result)

@@ -14,11 +14,15 @@ from omegaconf import OmegaConf
 
 from pausebench import __version__
 from pausebench.config import FinetuneConfig, PretrainConfig, plain
+from pausebench.data.batches import Batches
 from pausebench.data.embedded import World
 from pausebench.errors import BadInput
 from pausebench.model.decoder import Decoder
 from pausebench.results.run_folder import NUMERICS_VERSION, RunFolder, read_json, run_name, write_atomically, write_json
 from pausebench.training.device import describe
+from pausebench.training.progress import Progress
+from pausebench.training.tracking import Tracker
+from pausebench.training.trainer import Trainer
 
 VERSIONED = ("torch", "hydra-core", "omegaconf", "safetensors")
 
@@ -202,3 +206,31 @@ def build_model(config: PretrainConfig | FinetuneConfig, world: World) -> Decode
     model = Decoder(config.model, world.tokenizer.vocab_size)
     model.initialize(config.seed)
     return model
+
+
+def train(
+    folder: RunFolder,
+    config: PretrainConfig | FinetuneConfig,
+    model: Decoder,
+    batches: Batches,
+    device: torch.device,
+    progress: Progress,
+    *,
+    group: str,
+) -> dict[str, Any]:
+    """Train to the last step and write ``result.json``; ``group`` is the run's group in W&B."""
+    tracker = Tracker(config.tracking, folder.path, group, plain(config), progress)
+    trainer = Trainer(
+        model,
+        batches,
+        config.train,
+        folder,
+        precision=config.precision,
+        device=device,
+        tracker=tracker,
+        progress=progress,
+    )
+    with tracker:
+        result = trainer.train()
+    write_json(folder.path / "result.json", result)
+    return result

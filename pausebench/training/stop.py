@@ -28,7 +28,8 @@ def reason() -> str | None:
 
 @contextmanager
 def watched(also: Callable[[], None] | None = None) -> Iterator[None]:
-    """Within: the first SIGINT or SIGTERM is noted, a second Ctrl-C interrupts at once. Restores the handlers.
+    """Within: the first SIGINT or SIGTERM is noted, a second Ctrl-C interrupts at once. Restores the handlers, but in a
+    sweep's worker: there a Ctrl-C between two cells would kill the worker, and the launcher its neighbour with it.
 
     ``also`` is called with the first one (a driver passes the word on to its workers). Raises ``Interrupted`` when
     this process was already asked to stop.
@@ -52,8 +53,9 @@ def watched(also: Callable[[], None] | None = None) -> Iterator[None]:
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        if multiprocessing.parent_process() is None:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 def clear() -> None:

@@ -126,6 +126,25 @@ def test_ctrl_c_says_what_is_done_and_how_to_go_on(tmp_path: Path) -> None:
     assert not list(root.glob("*/*/lock.json"))
 
 
+def test_workers_of_a_dead_driver_save_and_stop(tmp_path: Path) -> None:
+    root = tmp_path / "runs"
+    process = start(root, 'overrides=["train.steps=2000000"]')
+    wait_for(root, "pretrain/*/metrics.jsonl", 2, process)
+    workers = workers_of(process)
+    assert len(workers) == 2
+    try:
+        process.kill()
+        process.wait()
+        for _ in range(600):
+            if not list(root.glob("pretrain/*/lock.json")):
+                break
+            time.sleep(0.1)
+        assert not list(root.glob("pretrain/*/lock.json"))
+        assert len(list(root.glob("pretrain/*/checkpoints/*"))) >= 2  # saved at the step they had reached
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)  # idle workers would linger until the launcher's own time-out
+
+
 def test_a_finished_study_is_found_done(uninterrupted: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = {path: path.stat().st_mtime_ns for path in uninterrupted.glob("*/*/result.json")}
     assert cli.run([*STUDY, f"runs={uninterrupted}"]) == 0
