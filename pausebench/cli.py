@@ -147,7 +147,7 @@ def _launch(hydra: Any, command: str, config: Any, cells: Sequence[Sequence[str]
 
     context = HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks(config))
     launcher = Plugins.instance().instantiate_launcher(
-        hydra_context=context, task_function=_task(command), config=config
+        hydra_context=context, task_function=_Task(command), config=config
     )
     try:
         returns = launcher.launch([list(cell) for cell in cells], initial_job_idx=0)
@@ -170,10 +170,6 @@ class _Task:
 
     def __call__(self, composed: Any) -> dict[str, Any]:
         return execute(self.command, composed)
-
-
-def _task(command: str) -> _Task:
-    return _Task(command)
 
 
 def _single(command: str, overrides: list[str]) -> None:
