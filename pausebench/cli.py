@@ -67,7 +67,9 @@ def run(arguments: list[str]) -> int:
 
 def execute(command: str, composed: Any) -> dict[str, Any]:
     """Run one command on a composed config: the task function of every Hydra job. Raises, never exits."""
-    config = to_config(command, composed)
+    from hydra.core.hydra_config import HydraConfig
+
+    config = to_config(command, composed, list(HydraConfig.get().overrides.task))
     if command == "reproduce":
         from pausebench.commands import reproduce
 
@@ -78,8 +80,8 @@ def execute(command: str, composed: Any) -> dict[str, Any]:
     return result
 
 
-def to_config(command: str, composed: Any) -> Any:
-    """The checked and resolved dataclass of a composed config. Raises ``BadInput``."""
+def to_config(command: str, composed: Any, overrides: Sequence[str]) -> Any:
+    """The checked and resolved dataclass of a config composed with ``overrides``. Raises ``BadInput``."""
     from omegaconf import OmegaConf
     from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
@@ -90,6 +92,8 @@ def to_config(command: str, composed: Any) -> Any:
         raise BadInput(f"{name}= is missing. Example:\n  {command_help(command).splitlines()[-2].strip()}") from None
     except OmegaConfBaseException as error:
         raise BadInput(f"{_first_line(error)}. See pausebench {command} --help.") from None
+    if hasattr(config, "refuse_unused"):
+        config.refuse_unused(overrides)
     return config.resolved() if hasattr(config, "resolved") else config
 
 
@@ -114,7 +118,7 @@ class HydraCells:
 
         with _Translated(command, overrides):
             composed = self._hydra.compose_config(command, list(overrides), RunMode.RUN, with_log_configuration=False)
-            return to_config(command, _without_hydra(composed))
+            return to_config(command, _without_hydra(composed), overrides)
 
     def launch(self, command: str, cells: Sequence[Sequence[str]]) -> list[CellOutcome]:
         """Run cells of one command side by side as the launcher allows, and wait for all of them.

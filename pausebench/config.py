@@ -10,6 +10,7 @@ Fields marked ``identity=False`` do not determine the result and are left out of
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -74,7 +75,18 @@ class Precision(Enum):
 class Source(Enum):
     """Where rows come from."""
 
+    hub = "hub"  # the Hugging Face hub
+    files = "files"  # local files in the same layout
     embedded = "embedded"  # generated worlds that need no download
+
+
+class TokenizerKind(Enum):
+    """How text becomes tokens."""
+
+    gpt2 = "gpt2"  # GPT-2's byte-level BPE (the reproduction's choice for the paper's models)
+    bpe = "bpe"  # a byte-level BPE trained on the first documents of the corpus
+    byte = "byte"  # one token a byte
+    words = "words"  # one token a word: the count and relay worlds' own
 
 
 @dataclass(frozen=True)
@@ -109,19 +121,20 @@ class WorldConfig:
     """An embedded world: the generator of pretraining documents and task rows (group ``world``)."""
 
     name: str = option(MISSING, "name of the world group")
-    kind: str = option(MISSING, "count (lists of bits and facts about them) or relay (strings to copy)")
+    kind: str = option(MISSING, "count (lists of bits), relay (strings to copy) or english (invented facts)")
     sequence_length: int = option(MISSING, "tokens in a row of pretraining")
-    n_min: int = option(1, "shortest list in a pretraining document")
-    n_max: int = option(1, "longest list in a pretraining document")
-    n_task: int = option(MISSING, "length of the list (count) or string (relay) in a task's row")
-    facts: list[str] = option([], "facts that follow a list in pretraining, of MAJ, FIRST, LAST, CNT")
+    n_min: int = option(1, "count: shortest list in a pretraining document")
+    n_max: int = option(1, "count: longest list in a pretraining document")
+    n_task: int = option(1, "length of the list (count) or string (relay) in a task's row")
+    facts: list[str] = option([], "count: facts that follow a list in pretraining, of MAJ, FIRST, LAST, CNT")
     alphabet: int = option(8, "relay: number of symbols")
 
     def __hash__(self) -> int:
         return hash(repr(self))
 
     def __post_init__(self) -> None:
-        require(self.kind in ("count", "relay"), f"world.kind={self.kind}", "allowed are count and relay")
+        kinds = ("count", "relay", "english")
+        require(self.kind in kinds, f"world.kind={self.kind}", f"allowed are {', '.join(kinds)}")
         require(1 <= self.n_min <= self.n_max, f"world.n_min={self.n_min}", f"must be 1 to n_max={self.n_max}")
         require(self.n_task >= 1, f"world.n_task={self.n_task}", "must be at least 1")
         for name in ("n_max", "n_task"):
@@ -138,7 +151,7 @@ class WorldConfig:
 
     @property
     def longest_document(self) -> int:
-        """Tokens of the longest pretraining document, its end token included."""
+        """Tokens of the longest pretraining document, its end token included (count)."""
         return self.n_max + 2 * len(self.facts) + 1
 
 
@@ -146,10 +159,42 @@ class WorldConfig:
 class DataConfig:
     """Where rows come from (group ``data``)."""
 
-    source: Source = option(Source.embedded, "embedded: generated, no download")
+    source: Source = option(Source.embedded, "set by data=hub, data=files and data=embedded")
+    root: str | None = option(None, "data=files: the folder that holds DATASET/SPLIT.jsonl.gz", identity=False)
     allow_changed: bool = option(
         False, "go on with a run whose data fingerprint is another than in its manifest", identity=False
     )
+
+
+@dataclass(frozen=True)
+class CorpusConfig:
+    """Pretraining text from the hub or from files (group ``corpus``)."""
+
+    name: str = option(MISSING, "the dataset's short name: its folder under data.root")
+    field: str = option("text", "the field of a row that holds the text")
+    hub_id: str | None = option(None, "data=hub: the dataset on the hub")
+    subset: str | None = option(None, "data=hub: its subset")
+    revision: str | None = option(None, "data=hub: its commit")
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """How text becomes tokens (group ``tokenizer``). ``<pause>`` is always the last id."""
+
+    kind: TokenizerKind = option(MISSING, "set by tokenizer=gpt2, bpe, byte and words")
+    path: str | None = option(
+        None, "gpt2: folder with vocab.json and merges.txt (none: data.root/gpt2-tokenizer, or the hub)", identity=False
+    )
+    vocab_size: int | None = option(None, "bpe: entries at most, the end token and <pause> among them (none: 4096)")
+    train_documents: int = option(2000, "bpe: documents of the corpus that it is trained on")
+
+    def __post_init__(self) -> None:
+        valid = self.vocab_size is None or 300 <= self.vocab_size <= 65536
+        require(valid, f"tokenizer.vocab_size={self.vocab_size}", "must be 300 to 65536")
+        require(self.train_documents >= 1, f"tokenizer.train_documents={self.train_documents}", "must be at least 1")
+
+    def resolved(self) -> TokenizerConfig:
+        return dataclasses.replace(self, vocab_size=4096 if self.vocab_size is None else self.vocab_size)
 
 
 @dataclass(frozen=True)
@@ -239,15 +284,73 @@ class RunConfig:
 
 
 @dataclass(frozen=True)
-class PretrainConfig(RunConfig):
+class TrainingConfig(RunConfig):
+    """What the two commands that train have in common: a model, a tokenizer and where text and rows come from."""
+
+    model: ModelConfig = option(MISSING, "group: the decoder; a finetuning's parent must have the same")
+    data: DataConfig = option(DataConfig, "group: where rows come from")
+    corpus: CorpusConfig = option(MISSING, "group: the pretraining text of data=hub and data=files")
+    world: WorldConfig = option(MISSING, "group: the generator of data=embedded")
+    tokenizer: TokenizerConfig = option(MISSING, "group: how text becomes tokens")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            self.data.source is not Source.files or self.data.root is not None,
+            "data=files without data.root",
+            "the folder with the local files has to be named",
+            "For example data.root=../data, with ../data/squad/train.jsonl.gz in it.",
+        )
+        own_words = self.embedded and self.world.kind != "english"
+        words = self.tokenizer.kind is TokenizerKind.words
+        where = f"world={self.world.name}" if self.embedded else f"data={self.data.source.value}"
+        require(
+            own_words == words,
+            f"tokenizer={self.tokenizer.kind.value} with {where}",
+            "allowed here is words" if own_words else "allowed here are gpt2, bpe and byte",
+        )
+
+    @property
+    def embedded(self) -> bool:
+        return self.data.source is Source.embedded
+
+    @property
+    def corpus_name(self) -> str:
+        """What the pretraining text is called: the world, or the corpus of files and hub."""
+        return self.world.name if self.embedded else self.corpus.name
+
+    def refuse_unused(self, overrides: Sequence[str]) -> None:
+        """Raise ``BadInput`` for an override of a group that this source does not read: it would change nothing."""
+        unused, fix = ("corpus", "data=files or data=hub") if self.embedded else ("world", "data=embedded")
+        for given in overrides:
+            name = given.lstrip("+").partition("=")[0]
+            require(
+                name.partition(".")[0] != unused,
+                f"{given} with data={self.data.source.value}",
+                f"{unused} is read with {fix} only",
+                f"Leave it out, or type {fix}.",
+            )
+
+    def data_identity(self) -> dict[str, Any]:
+        """``identity_fields`` without the groups that this source and tokenizer do not use."""
+        fields = identity_fields(self)
+        del fields["corpus" if self.embedded else "world"]
+        if self.tokenizer.kind is TokenizerKind.words:
+            del fields["tokenizer"]  # it is the world's
+        elif self.tokenizer.kind is not TokenizerKind.bpe:
+            fields["tokenizer"] = self.tokenizer.kind.value
+        return fields
+
+
+@dataclass(frozen=True)
+class PretrainConfig(TrainingConfig):
     """StdPT (pause=off) or PausePT (pause=on)."""
 
-    model: ModelConfig = option(MISSING, "group: the decoder")
-    data: DataConfig = option(DataConfig, "group: where rows come from")
-    world: WorldConfig = option(MISSING, "group: the embedded world whose documents are read")
     pause: PauseConfig = option(PauseConfig, "group: pause=on is PausePT, pause=off StdPT")
     pause_fraction: float = option(0.1, "pauses inserted, as a share of the row's length (section 4.1)")
-    sequence_length: int | None = option(None, "tokens in a row (none: the world's)")
+    sequence_length: int | None = option(
+        None, "tokens in a row (none: the world's, or 2048 where the model has as many positions)"
+    )
     seed: int = option(0, "initialisation, order of documents and places of pauses")
     precision: Precision = option(Precision.auto, "auto, fp32 or bf16")
     train: TrainConfig = option(TrainConfig, "the optimisation")
@@ -263,10 +366,12 @@ class PretrainConfig(RunConfig):
             "The paper's is 0.1; pause=off pretrains without pauses.",
         )
         if self.sequence_length is not None:
+            shortest = self.world.longest_document if self.embedded and self.world.kind == "count" else 2
             require(
-                self.sequence_length >= self.world.longest_document,
+                self.sequence_length >= shortest,
                 f"sequence_length={self.sequence_length}",
-                f"the longest document of world={self.world.name} has {self.world.longest_document} tokens",
+                f"must be at least {shortest}"
+                + (f", the longest document of world={self.world.name}" if shortest > 2 else ""),
             )
             require(
                 self.sequence_length <= self.model.max_positions,
@@ -277,9 +382,15 @@ class PretrainConfig(RunConfig):
 
     def resolved(self) -> PretrainConfig:
         """Every open value filled in."""
-        length = self.world.sequence_length if self.sequence_length is None else self.sequence_length
+        length = self.sequence_length
+        if length is None:
+            length = self.world.sequence_length if self.embedded else min(2048, self.model.max_positions)
         return dataclasses.replace(
-            self, sequence_length=length, precision=_resolved(self.precision, self.model), train=self.train.resolved()
+            self,
+            sequence_length=length,
+            tokenizer=self.tokenizer.resolved(),
+            precision=_resolved(self.precision, self.model),
+            train=self.train.resolved(),
         )
 
     @property
@@ -288,20 +399,17 @@ class PretrainConfig(RunConfig):
 
     def identity(self) -> dict[str, Any]:
         """What determines the result, for the run's name."""
-        fields = identity_fields(self)
+        fields = self.data_identity()
         if not self.pause.enabled:
             del fields["pause_fraction"]
         return fields
 
 
 @dataclass(frozen=True)
-class FinetuneConfig(RunConfig):
+class FinetuneConfig(TrainingConfig):
     """StdFT (k=0) or PauseFT (k>0) on one task."""
 
     task: str = option(MISSING, "group: the task")
-    model: ModelConfig = option(MISSING, "group: the decoder; the parent must have the same")
-    data: DataConfig = option(DataConfig, "group: where rows come from")
-    world: WorldConfig = option(MISSING, "group: the embedded world whose rows are read")
     pause: PauseConfig = option(PauseConfig, "group: pause=off says the same as k=0", identity=False)
     k: int | None = option(None, "pauses in every row; 0 is StdFT (none: the task's default_k)")
     default_k: int = option(8, "K where k is not given", identity=False)
@@ -344,6 +452,7 @@ class FinetuneConfig(RunConfig):
             self,
             k=k,
             pause=PauseConfig(enabled=k > 0),
+            tokenizer=self.tokenizer.resolved(),
             precision=_resolved(self.precision, self.model),
             train=self.train.resolved(),
         )
@@ -356,7 +465,7 @@ class FinetuneConfig(RunConfig):
 
     def identity(self, parent: str) -> dict[str, Any]:
         """What determines the result; the parent's run name stands for how it was chosen."""
-        fields = identity_fields(self)
+        fields = self.data_identity()
         for name in ("pretraining", "pretraining_seed", "init"):
             del fields[name]
         if self.k == 0:
@@ -372,7 +481,10 @@ class EvaluateConfig(RunConfig):
     mt: Any = option(None, "M, pauses at inference: an integer or a list (none: the run's K)")
     filler: str = option("pause", "pause, or a word of the vocabulary that stands in for it (section 5.2)")
     placement: Placement | None = option(None, "append or prepend (none: as finetuned)")
-    batch_size: int = option(250, "rows decoded together; scores do not depend on it", identity=False)
+    limit: int | None = option(None, "score only the first so many test rows (none: all)")
+    batch_size: int | None = option(
+        None, "rows decoded together; scores do not depend on it (none: 250 short ones, 32 of text)", identity=False
+    )
     allow_changed: bool = option(
         False, "score a run whose data fingerprint is another than in its manifest", identity=False
     )
@@ -388,7 +500,9 @@ class EvaluateConfig(RunConfig):
             "For example mt=8 or mt=[0,2,8].",
         )
         require(len(set(values)) == len(values), f"mt={self.mt}", "names a number twice")
-        require(self.batch_size >= 1, f"batch_size={self.batch_size}", "must be at least 1")
+        valid = self.batch_size is None or self.batch_size >= 1
+        require(valid, f"batch_size={self.batch_size}", "must be at least 1")
+        require(self.limit is None or self.limit >= 1, f"limit={self.limit}", "must be at least 1")
 
     def pause_counts(self, k: int) -> list[int]:
         """The list of M to score; ``k`` where none is given."""
@@ -401,6 +515,11 @@ class ReproduceConfig(RunConfig):
 
     result: Any = option(MISSING, "group: which study")
     seeds: Any = option(None, "a number of seeds or a list of them (none: the study's)")
+    model: ModelConfig | None = option(None, "group: the model of every cell (none: the tasks' own)")
+    data: DataConfig | None = option(None, "group: where text and rows come from (none: the tasks' own)")
+    corpus: CorpusConfig | None = option(None, "group: the pretraining text of data=files and data=hub (none: c4)")
+    tokenizer: TokenizerConfig | None = option(None, "group: how text becomes tokens (none: the model's own)")
+    limit: int | None = option(None, "score only the first so many test rows (none: all)")
     overrides: list[str] = option([], "appended to every pretrain and finetune cell: 'overrides=[\"train.steps=50\"]'")
     dry_run: bool = option(False, "print the cells as commands instead of running them")
     wait: bool = option(True, "wait for cells that another process is running")
@@ -435,8 +554,11 @@ for _schema in (
     *COMMANDS.values(),
     RunConfig,
     ModelConfig,
+    TrainingConfig,
     WorldConfig,
     DataConfig,
+    CorpusConfig,
+    TokenizerConfig,
     PauseConfig,
     TrainConfig,
     TrackingConfig,

@@ -36,10 +36,10 @@ EXAMPLES = {
 }
 
 GROUPS = {
-    "pretrain": ("model", "world", "pause", "data", "tracking"),
-    "finetune": ("task", "model", "world", "pause", "data", "tracking"),
+    "pretrain": ("model", "data", "corpus", "tokenizer", "world", "pause", "tracking"),
+    "finetune": ("task", "model", "data", "corpus", "tokenizer", "world", "pause", "tracking"),
     "evaluate": (),
-    "reproduce": ("result",),
+    "reproduce": ("result", "model", "data", "corpus", "tokenizer"),
     "report": (),
 }
 

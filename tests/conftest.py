@@ -1,8 +1,9 @@
-"""What all tests share: one thread, the same hypothesis examples every time, small random decoders, the worlds."""
+"""What tests share: one thread, the same hypothesis examples each time, small decoders, worlds, published rows."""
 
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -52,4 +53,13 @@ def make_decoder() -> Callable[..., Decoder]:
 def world_config() -> Callable[[str], WorldConfig]:
     """``world_config("count20")``: conf/world/count20.yaml."""
     folder = Path(__file__).parents[1] / "conf" / "world"
-    return lambda name: WorldConfig(**OmegaConf.to_container(OmegaConf.load(folder / f"{name}.yaml")))
+    return lambda name: WorldConfig(**OmegaConf.to_container(OmegaConf.load(folder / f"{name}.yaml").world))
+
+
+@pytest.fixture
+def shared_data() -> Path:
+    """The folder of published rows, ``name/split.jsonl.gz``: PAUSEBENCH_DATA, or shared/data beside the repository."""
+    folder = Path(os.environ.get("PAUSEBENCH_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no published rows in {folder}: set PAUSEBENCH_DATA to a folder with name/split.jsonl.gz")
+    return folder

@@ -29,7 +29,7 @@ def runs(tmp_path: Path) -> Path:
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A runs folder with one pretrained and one finetuned run."""
     root = tmp_path_factory.mktemp("made")
-    assert typed(f"pretrain pause=on {TINY_PRETRAIN} runs={root} quiet=true") == 0
+    assert typed(f"pretrain world=count20 pause=on {TINY_PRETRAIN} runs={root} quiet=true") == 0
     assert typed(f"finetune task=parity {TINY_FINETUNE} runs={root} quiet=true") == 0
     return root
 
@@ -46,7 +46,11 @@ def finetuned(root: Path) -> Path:
         ("finetune", ["task= is missing", "parity"]),
         (
             "finetune task=party",
-            ["task=party", "allowed are majority, mod3, parity, relay", "Did you mean task=parity?"],
+            [
+                "task=party",
+                "allowed are commonsense_qa, gsm8k, majority, mod3, parity, relay, squad",
+                "Did you mean task=parity?",
+            ],
         ),
         ("finetune task=parity kk=3", ["kk is no option of pausebench finetune", "Did you mean k?"]),
         ("finetune task=parity k=-1", ["k=-1", "must not be negative", "k=0"]),
@@ -56,15 +60,28 @@ def finetuned(root: Path) -> Path:
         ("finetune task=parity placement=middle", ["placement=middle", "append, prepend"]),
         ("finetune task=relay world=count20", ["task=relay has no rows in world=count20", "allowed are relay"]),
         ("pretrain pause_fraction=1.5", ["pause_fraction=1.5", "above 0 and at most 1"]),
-        ("pretrain pause_fraction=0.001", ["inserts no pause at all", "smallest fraction"]),
+        ("pretrain world=count20 pause_fraction=0.001", ["inserts no pause at all", "smallest fraction"]),
         ("pretrain pause=maybe", ["pause=maybe", "off, on"]),
         ("pretrain model=huge", ["model=huge", "mini"]),
         ("pretrain train.steps=0", ["train.steps=0", "at least 1"]),
         ("pretrain train.lr=", ["train.lr=", "Float"]),
-        ("pretrain sequence_length=100", ["sequence_length=100", "64 positions"]),
+        ("pretrain world=count20 sequence_length=100", ["sequence_length=100", "64 positions"]),
         ("pretrain world=relay", ["no text to pretrain on"]),
         ("pretrain foo", ["OPTION=VALUE"]),
-        ("pretrain device=cuda", ["device=cuda", "device=cpu"]),
+        ("pretrain data=disk", ["data=disk", "embedded, files, hub"]),
+        ("pretrain data=files", ["data.root", "squad/train.jsonl.gz"]),
+        ("pretrain data=files data.root=/nowhere tokenizer=byte", ["data.root=/nowhere is no folder", "c4/train"]),
+        ("pretrain data=files data.root=.", ["gpt2-tokenizer/vocab.json does not exist", "tokenizer=bpe"]),
+        ("pretrain model=tiny tokenizer=words", ["tokenizer=words with world=english", "gpt2, bpe and byte"]),
+        ("pretrain world=count20 tokenizer=byte", ["tokenizer=byte with world=count20", "allowed here is words"]),
+        ("pretrain model=tiny tokenizer.vocab_size=10", ["tokenizer.vocab_size=10", "300 to 65536"]),
+        ("pretrain world=english", ["world=english with data=hub", "type data=embedded"]),
+        ("pretrain model=tiny corpus=c4", ["corpus=c4 with data=embedded", "data=files or data=hub"]),
+        ("pretrain corpus=corpus_standin tokenizer=byte", ["corpus_standin has no place on the hub"]),
+        ("finetune task=squad data=embedded world=count20 tokenizer=words", ["no rows in world=count20", "english"]),
+        ("finetune task=parity data=hub tokenizer=byte", ["task=parity has no rows in data=hub", "data=embedded"]),
+        ("finetune task=squad data=files data.root=. tokenizer=byte", ["squad does not exist"]),
+        ("pretrain world=count20 device=cuda", ["device=cuda", "device=cpu"]),
         ("evaluate", ["run= is missing", "pausebench evaluate run="]),
         ("evaluate run=nope", ["nope is no finetune run"]),
         ("reproduce result=nope", ["result=nope", "allowed are demo, miniature"]),
@@ -113,7 +130,7 @@ def test_several_fitting_parents_are_listed_with_the_init_that_chooses(
     runs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for steps in (4, 5):
-        assert typed(f"pretrain {TINY_PRETRAIN} train.steps={steps} runs={runs} quiet=true") == 0
+        assert typed(f"pretrain world=count20 {TINY_PRETRAIN} train.steps={steps} runs={runs} quiet=true") == 0
     assert typed(f"finetune task=parity {TINY_FINETUNE} runs={runs}") == 2
     choices_given = [line.strip() for line in capsys.readouterr().err.splitlines() if line.startswith("  init=")]
     assert len(choices_given) == 2
@@ -148,7 +165,7 @@ def test_changed_data_is_refused_with_the_override_named(
     made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     subprocess.run(["cp", "-r", made, tmp_path / "copy"], check=True)
-    for command, line in (("pretrain", "pretrain"), ("finetune", "finetune task=parity k=2")):
+    for command, line in (("pretrain", "pretrain world=count20"), ("finetune", "finetune task=parity k=2")):
         run = next((tmp_path / "copy" / command).iterdir())
         manifest = json.loads((run / "manifest.json").read_text())
         (run / "manifest.json").write_text(json.dumps(manifest | {"data_fingerprint": "0" * 16}))
@@ -170,7 +187,7 @@ def test_a_bad_number_of_inference_pauses_is_refused(
 
 def test_an_unknown_filler_is_refused(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert typed(f"evaluate run={finetuned(made)} filler=foo runs={made}") == 2
-    assert "allowed are pause, end and the words 0 1" in capsys.readouterr().err
+    assert "'foo' is not a word of this vocabulary; allowed are 0 1" in capsys.readouterr().err
 
 
 def test_every_m_has_its_own_result_and_a_list_can_grow(made: Path) -> None:
@@ -181,13 +198,13 @@ def test_every_m_has_its_own_result_and_a_list_can_grow(made: Path) -> None:
 
 
 def test_a_sweep_with_one_bad_cell_starts_none(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert typed(f"pretrain -m seed=0,1,-1 {TINY_PRETRAIN} runs={runs}") == 2
+    assert typed(f"pretrain -m world=count20 seed=0,1,-1 {TINY_PRETRAIN} runs={runs}") == 2
     assert "seed=-1" in capsys.readouterr().err
     assert not runs.exists()
 
 
 def test_a_sweep_runs_every_cell_and_lists_the_failed_ones(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert typed(f"pretrain -m seed=0,1 {TINY_PRETRAIN} runs={runs} quiet=true") == 0
+    assert typed(f"pretrain -m world=count20 seed=0,1 {TINY_PRETRAIN} runs={runs} quiet=true") == 0
     sweep = f"finetune -m task=parity seed=0,1,2 {TINY_FINETUNE} runs={runs} quiet=true"
     assert typed(sweep) == 1  # seed 2 has no parent
     error = capsys.readouterr().err
@@ -220,7 +237,7 @@ def test_a_second_process_on_a_run_folder_names_the_first(made: Path, capsys: py
     from pausebench.results.run_folder import RunFolder
 
     tiny = f"{TINY_PRETRAIN} seed=7 runs={made}"
-    assert typed(f"pretrain {tiny} quiet=true") == 0
+    assert typed(f"pretrain world=count20 {tiny} quiet=true") == 0
     run = next(path for path in (made / "pretrain").iterdir() if "-s7-" in path.name)
     (run / "result.json").unlink()
     child = os.fork()
@@ -230,12 +247,12 @@ def test_a_second_process_on_a_run_folder_names_the_first(made: Path, capsys: py
         os._exit(0)
     try:
         os.waitpid(child, os.WUNTRACED)
-        assert typed(f"pretrain {tiny}") == 2
+        assert typed(f"pretrain world=count20 {tiny}") == 2
         assert f"in use by process {child}" in capsys.readouterr().err
     finally:
         os.kill(child, 9)
         os.waitpid(child, 0)
-    assert typed(f"pretrain {tiny} quiet=true") == 0  # the owner is gone: its lock is void
+    assert typed(f"pretrain world=count20 {tiny} quiet=true") == 0  # the owner is gone: its lock is void
 
 
 @pytest.mark.parametrize("command", [None, *COMMANDS])
@@ -264,16 +281,16 @@ def test_every_configuration_file_composes(file: str) -> None:
     from hydra import compose, initialize_config_dir
 
     group, name = str(Path(file).parent), Path(file).stem
+    model, _, rest = name.partition("_")
     cli._register_schemas()
     line = {
-        "recipe/pretrain": [
-            "pretrain",
-            *(f"{k}={v}" for k, v in zip(("model", "world"), name.split("_"), strict=False)),
-        ],
-        "recipe/finetune": [
-            "finetune",
-            *(f"{k}={v}" for k, v in zip(("model", "task"), name.split("_"), strict=False)),
-        ],
+        "recipe/pretrain": ["pretrain", f"model={model}", f"world={rest}"],
+        "recipe/finetune": ["finetune", f"task={rest}", f"model={model}"],
+        "recipe/text": ["pretrain", f"model={name}"],
+        "data": ["pretrain", f"data={name}", "data.root=."],
+        "corpus": ["pretrain", f"corpus={name}", "data=files", "data.root=.", "corpus.name=x"],
+        "world": ["pretrain", f"world={name}", "data=embedded"],
+        "tokenizer": ["pretrain", f"tokenizer={name}", *(["world=count20"] if name == "words" else [])],
         "task": ["finetune", f"task={name}"],
         "result": ["reproduce", f"result={name}"],
     }.get(group, ["pretrain", f"{group}={name}"])
@@ -283,7 +300,7 @@ def test_every_configuration_file_composes(file: str) -> None:
         )
     with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
         composed = compose(line[0], [*line[1:], *(["run=x"] if line[0] == "evaluate" else [])])
-        cli.to_config(line[0], composed)
+        cli.to_config(line[0], composed, line[1:])
 
 
 def test_examples_of_the_help_name_existing_choices() -> None:

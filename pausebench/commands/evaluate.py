@@ -10,10 +10,12 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from pausebench.commands import runs
-from pausebench.commands.finetune import check_length
-from pausebench.config import EvaluateConfig, FinetuneConfig, plain
+from pausebench.commands.finetune import check_length, length_limit
+from pausebench.config import EvaluateConfig, FinetuneConfig, Placement, plain
 from pausebench.data.batches import RowLayout
-from pausebench.data.embedded import World, build_world, task_fingerprint
+from pausebench.data.task_rows import DatasetRows, open_task
+from pausebench.data.tokenizer import Tokenizer
+from pausebench.data.vocabulary import open_tokenizer
 from pausebench.errors import BadInput, Interrupted
 from pausebench.evaluation.evaluator import Evaluator
 from pausebench.model.decoder import Decoder
@@ -29,45 +31,55 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     run_path = runs.existing_run(config.runs, "finetune", config.run)
     manifest, trained = read_json(run_path / "manifest.json"), read_json(run_path / "result.json")
     finetuned = load_finetune_config(run_path)
-    world, task = build_world(finetuned.world), TASKS[finetuned.task]
-    if world.tokenizer.fingerprint != manifest["tokenizer"]:
+    task, rows, tokenizer = TASKS[finetuned.task], open_task(finetuned), open_tokenizer(finetuned)
+    if tokenizer.fingerprint != manifest["tokenizer"]:
         raise BadInput(
-            f"{run_path} was trained with tokenizer {manifest['tokenizer']}; it is now {world.tokenizer.fingerprint}."
+            f"{run_path} was trained with tokenizer {manifest['tokenizer']}; it is now {tokenizer.fingerprint}."
         )
-    fingerprint = task_fingerprint(world, finetuned.seed)
+    fingerprint = rows.fingerprint(finetuned.seed)
     RunFolder(run_path.parent.parent, "finetune", run_path.name).check_fingerprint(
         fingerprint, config.allow_changed, "allow_changed=true"
     )
     parent = replace(runs.RANDOM, name=manifest["parent"], length=manifest["pretrained_length"])
     counts = config.pause_counts(finetuned.pauses)
     for m in counts:
-        check_length(finetuned, task, world, parent, m, "mt")
-    layout = evaluated_layout(config, finetuned)
-    folders = {m: evaluate_folder(config.runs, run_path.name, config.filler, layout, m) for m in counts}
+        check_length(finetuned, rows, tokenizer, parent, m, "mt")
+    layout = evaluated_layout(config, finetuned, tokenizer)
+    folders = {m: evaluate_folder(config, run_path.name, layout.placement, m) for m in counts}
     progress = Progress(run_path.name, 0, config.quiet)
     todo = [m for m in counts if folders[m].result is None]
     if todo:
         device = choose_device(config.device)
         with cpu_threads(config.threads), stop.watched():
-            model = Decoder(finetuned.model, world.tokenizer.vocab_size)
+            model = Decoder(finetuned.model, tokenizer.vocab_size)
             checkpoint.load_checkpoint(run_path / trained["checkpoint"], model)
             model = model.to(device).eval()
-            evaluator = Evaluator(model, task, world, config.batch_size)
+            evaluator = Evaluator(
+                model,
+                task,
+                rows.test()[: config.limit],
+                tokenizer,
+                batch_size=config.batch_size or (32 if isinstance(rows, DatasetRows) else 250),
+                max_length=length_limit(finetuned, parent)[0],
+                max_new_tokens=rows.longest_target(tokenizer) if isinstance(rows, DatasetRows) else None,
+            )
             for m in todo:
                 with folders[m].locked():
                     result, predictions = evaluator.evaluate(layout, m)
+                    world = finetuned.world
                     about = {
                         "task": task.name,
                         "task_version": task.version,
-                        "world": finetuned.world.name,
-                        "split": "test",
+                        "world": finetuned.corpus_name,
+                        "data": finetuned.data.source.value,
+                        "split": task.dataset.test if task.dataset else "test",
                         **result,
-                        "chance": task.chance(finetuned.world.n_task, finetuned.world.alphabet),
+                        "chance": task.chance(world.n_task, world.alphabet) if task.chance else None,
                         "variant": manifest["variant"],
                         "pretraining": manifest["pretraining"],
                         "k": finetuned.k,
                         "mt": m,
-                        "filler": world.tokenizer.words[layout.pause_id],
+                        "filler": tokenizer.spelling(layout.pause_id),
                         "placement": layout.placement.value,
                         "prefix": finetuned.prefix.value,
                         "seed": finetuned.seed,
@@ -77,7 +89,7 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
                         "step": trained["step"],
                         "finetune_run": run_path.name,
                         "pretrain_run": None if manifest["parent"] == "random" else manifest["parent"],
-                        "prompt_hash": task.prompt_hash(world.task_rows(0, 0, 1)[0]),
+                        "prompt_hash": rows.prompt_hash,
                         "data_fingerprint": fingerprint,
                     }
                     write_atomically(folders[m].path / "config.yaml", OmegaConf.to_yaml(plain(replace(config, mt=m))))
@@ -98,20 +110,21 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     return {"names": [folders[m].name for m in counts]}
 
 
-def evaluated_layout(config: EvaluateConfig, finetuned: FinetuneConfig) -> RowLayout:
+def evaluated_layout(config: EvaluateConfig, finetuned: FinetuneConfig, tokenizer: Tokenizer) -> RowLayout:
     """The rows of the finetuning, with the evaluation's placement and filler."""
-    world = build_world(finetuned.world)
-    layout = RowLayout.of(finetuned, TASKS[finetuned.task], world.tokenizer)
+    layout = RowLayout.of(finetuned, TASKS[finetuned.task], tokenizer)
     placement = config.placement or finetuned.placement
-    return replace(layout, placement=placement, pause_id=filler_id(config.filler, world))
+    return replace(layout, placement=placement, pause_id=filler_id(config.filler, tokenizer))
 
 
-def evaluate_folder(root: str, run: str, filler: str, layout: RowLayout, m: int) -> RunFolder:
+def evaluate_folder(config: EvaluateConfig, run: str, placement: Placement, m: int) -> RunFolder:
     """Where the result for one M of one finetune run stands."""
     identity: dict[str, Any] = {"run": run, "m": m}
     if m > 0:
-        identity |= {"filler": filler, "placement": layout.placement.value}
-    return RunFolder(root, "evaluate", run_name(f"{run.rpartition('-')[0]}-m{m}", identity))
+        identity |= {"filler": config.filler, "placement": placement.value}
+    if config.limit is not None:
+        identity["limit"] = config.limit
+    return RunFolder(config.runs, "evaluate", run_name(f"{run.rpartition('-')[0]}-m{m}", identity))
 
 
 def load_finetune_config(run: Path) -> FinetuneConfig:
@@ -123,10 +136,15 @@ def load_finetune_config(run: Path) -> FinetuneConfig:
     return config
 
 
-def filler_id(filler: str, world: World) -> int:
-    """The id that fills the pauses' places. Raises ``BadInput`` for what is neither ``pause`` nor a word."""
-    tokenizer = world.tokenizer
-    known = {"pause": tokenizer.pause_id, "end": tokenizer.end_id, **tokenizer.ids}
-    if filler not in known:
-        raise BadInput(f"filler={filler}: allowed are pause, end and the words {' '.join(tokenizer.ids)}.")
-    return known[filler]
+def filler_id(filler: str, tokenizer: Tokenizer) -> int:
+    """The id that fills the pauses' places. Raises ``BadInput`` for what is not one token."""
+    special = {"pause": tokenizer.pause_id, "end": tokenizer.end_id}
+    if filler in special:
+        return special[filler]
+    ids = tokenizer.encode(filler)
+    if len(ids) != 1:
+        raise BadInput(
+            f"filler={filler} is {len(ids)} tokens; allowed are pause, end, and text that is one token, "
+            "such as filler=."
+        )
+    return ids[0]

@@ -6,10 +6,12 @@ from typing import Any
 
 from pausebench.commands import runs
 from pausebench.config import FinetuneConfig, LengthLimit
-from pausebench.data.batches import finetuning_batches
-from pausebench.data.embedded import World, build_world, task_fingerprint
+from pausebench.data.batches import Batches, DatasetBatches, RowLayout, generated_batches
+from pausebench.data.task_rows import DatasetRows, GeneratedRows, encode, open_task
+from pausebench.data.tokenizer import Tokenizer
+from pausebench.data.vocabulary import open_tokenizer
 from pausebench.errors import BadInput
-from pausebench.tasks import TASKS, Task
+from pausebench.tasks import TASKS
 from pausebench.training import checkpoint, stop
 from pausebench.training.device import choose_device, cpu_threads
 from pausebench.training.progress import Progress
@@ -17,12 +19,11 @@ from pausebench.training.progress import Progress
 
 def run(config: FinetuneConfig) -> dict[str, Any]:
     """Train to the last step, or return the result that is already there."""
-    world = build_world(config.world)
-    task = TASKS[config.task]
-    check_world(task, config)
-    parent = runs.find_parent(config, world.tokenizer.fingerprint)
-    check_length(config, task, world, parent, config.pauses, "k")
-    fingerprint = task_fingerprint(world, config.seed)
+    task, rows = TASKS[config.task], open_task(config)
+    tokenizer = open_tokenizer(config)
+    parent = runs.find_parent(config, tokenizer.fingerprint)
+    check_length(config, rows, tokenizer, parent, config.pauses, "k")
+    fingerprint = rows.fingerprint(config.seed)
     folder = runs.finetune_folder(config, parent)
     folder.check_fingerprint(fingerprint, config.data.allow_changed, "data.allow_changed=true")
     progress = Progress(folder.name, config.train.steps, config.quiet)
@@ -30,10 +31,10 @@ def run(config: FinetuneConfig) -> dict[str, Any]:
         return progress.already_done(folder)
     device = choose_device(config.device)
     with folder.locked(), stop.watched(), cpu_threads(config.threads):
-        model = runs.build_model(config, world)
+        model = runs.build_model(config, tokenizer)
         if parent.checkpoint is not None:
             checkpoint.load_checkpoint(parent.checkpoint, model)
-        batches = finetuning_batches(config, task, world)
+        batches, left_out = open_batches(config, rows, tokenizer, parent)
         runs.write_manifest(
             folder,
             config,
@@ -44,32 +45,53 @@ def run(config: FinetuneConfig) -> dict[str, Any]:
             parent=parent.name,
             pretraining_seed=parent.seed,
             task=task.name,
-            corpus=config.world.name,
+            corpus=config.corpus_name,
             pretrained_length=parent.length,
-            tokenizer=world.tokenizer.fingerprint,
+            tokenizer=tokenizer.fingerprint,
             data_fingerprint=fingerprint,
+            rows_too_long=left_out,
             tokens_per_step=batches.batch(1).input_ids.numel(),
         )
         result = runs.train(folder, config, model, batches, device, progress, group=task.name)
     return progress.done(folder, result)
 
 
-def check_world(task: Task, config: FinetuneConfig) -> None:
-    """Raise ``BadInput`` when the world has no rows for the task."""
-    if config.world.kind != task.world_kind:
-        fit = "count16, count20, count24" if task.world_kind == "count" else task.world_kind
-        raise BadInput(f"task={task.name} has no rows in world={config.world.name}; allowed are {fit}.")
+def open_batches(
+    config: FinetuneConfig, rows: GeneratedRows | DatasetRows, tokenizer: Tokenizer, parent: runs.Parent
+) -> tuple[Batches, int]:
+    """The training batches, and how many rows of the training split are left out of them because they do not fit."""
+    layout = RowLayout.of(config, rows.task, tokenizer)
+    if isinstance(rows, GeneratedRows):
+        return generated_batches(config, layout), 0
+    limit, _ = length_limit(config, parent)
+    packed = DatasetBatches(rows, layout, tokenizer, limit)
+    return packed.batches(config.seed, config.train.batch_size), packed.left_out
 
 
-def check_length(config: FinetuneConfig, task: Task, world: World, parent: runs.Parent, pauses: int, name: str) -> None:
-    """Raise ``BadInput`` when prefix + pauses + cue + target do not fit. ``name``: the option behind ``pauses``."""
+def length_limit(config: FinetuneConfig, parent: runs.Parent) -> tuple[int, str]:
+    """(The most tokens a row may have, why)."""
     limit = config.model.max_positions
-    reason = f"model={config.model.name} has {limit} positions"
     if config.length_limit is LengthLimit.pretrained and parent.length is not None and parent.length < limit:
-        limit = parent.length
-        reason = f"{parent.name} was pretrained with {limit} (length_limit=positions lifts that)"
-    example = task.to_example(world.task_rows(0, 0, 1)[0])
-    sizes = [len(world.tokenizer.encode(text)) for text in (example.prefix, task.cue, example.target)]
+        return parent.length, f"{parent.name} was pretrained with {parent.length} (length_limit=positions lifts that)"
+    return limit, f"model={config.model.name} has {limit} positions"
+
+
+def check_length(
+    config: FinetuneConfig,
+    rows: GeneratedRows | DatasetRows,
+    tokenizer: Tokenizer,
+    parent: runs.Parent,
+    pauses: int,
+    name: str,
+) -> None:
+    """Raise ``BadInput`` when prefix + pauses + cue + target of a typical row do not fit.
+
+    ``name``: the option behind ``pauses``.
+    """
+    limit, reason = length_limit(config, parent)
+    lists = encode(rows.sample(), rows.task, tokenizer)
+    prefix, target = sorted(zip(*lists, strict=True), key=lambda pair: len(pair[0]) + len(pair[1]))[len(lists[0]) // 2]
+    sizes = [len(prefix), len(tokenizer.encode(rows.task.cue)), len(target)]
     if sum(sizes) + pauses > limit:
         raise BadInput(
             f"{name}={pauses}: prefix {sizes[0]} + pauses {pauses} + answer {sizes[1] + sizes[2]} = "

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import itertools
 import math
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from pausebench.commands import runs
-from pausebench.commands.evaluate import evaluate_folder, evaluated_layout
-from pausebench.config import EvaluateConfig, FinetuneConfig, PretrainConfig, ReproduceConfig
-from pausebench.data.embedded import build_world
+from pausebench.commands.evaluate import evaluate_folder, filler_id
+from pausebench.commands.runs import override
+from pausebench.config import EvaluateConfig, FinetuneConfig, PretrainConfig, ReproduceConfig, Source
+from pausebench.data.vocabulary import open_tokenizer
 from pausebench.errors import BadInput
 from pausebench.results.run_folder import RunFolder
 
@@ -65,8 +65,7 @@ class Cell:
         if self.finetune is not None and self.parents:
             # Other runs in the folder may fit pretraining= as well; then the plan's own parent is named.
             try:
-                tokenizer = build_world(self.finetune.world).tokenizer.fingerprint
-                found = runs.find_parent(self.finetune, tokenizer).name
+                found = runs.find_parent(self.finetune, open_tokenizer(self.finetune).fingerprint).name
             except BadInput:
                 found = ""
             if found != self.parents[0].name:
@@ -91,15 +90,19 @@ class Plan:
         command = f"pausebench reproduce result={result['name']}"
         if self.config.seeds is not None:
             command += f" seeds={self.config.seeds}".replace(", ", ",")
+        command += "".join(f" {word}" for word in chosen_data(self.config))
+        if self.config.limit is not None:
+            command += f" limit={self.config.limit}"
         if self.config.overrides:
             quoted = ",".join(f'"{item}"' for item in self.config.overrides)
             command += f" 'overrides=[{quoted}]'"
         if self.config.runs != "runs":
             command += f" {override('runs', self.config.runs)}"
-        narrowed = "" if name == result["name"] else " (narrowed)"
+        chosen = chosen_names(self.config)
+        narrowed = "" if name == "-".join([result["name"], *chosen]) else " (narrowed)"
         return {
             "result": name,
-            "title": result["title"] + narrowed,
+            "title": " · ".join([result["title"], *chosen]) + narrowed,
             "seeds": study_seeds(self.config),
             "unit": result["unit"],
             "notes": result.get("notes", []),
@@ -124,6 +127,22 @@ def study_seeds(config: ReproduceConfig) -> list[int]:
     return list(range(config.seeds)) if isinstance(config.seeds, int) else list(config.seeds)
 
 
+def chosen_data(config: ReproduceConfig) -> list[str]:
+    """The overrides by which a study's cells get another model or other data than their task's own."""
+    words = [f"model={config.model.name}"] if config.model is not None else []
+    words += runs.source_overrides(config.data) if config.data is not None else []
+    words += runs.corpus_overrides(config.corpus) if config.corpus is not None else []
+    return words + (runs.tokenizer_overrides(config.tokenizer) if config.tokenizer is not None else [])
+
+
+def chosen_names(config: ReproduceConfig) -> list[str]:
+    """The same for people: model and data."""
+    names = [config.model.name] if config.model is not None else []
+    if config.data is not None:
+        names.append("english" if config.data.source is Source.embedded else config.data.source.value)
+    return [*names[:1], config.corpus.name] if config.corpus is not None else names
+
+
 def build_plan(config: ReproduceConfig, cells: Cells) -> Plan:
     """Compose every cell of a study. Raises ``BadInput`` for the first one that is not valid.
 
@@ -144,7 +163,7 @@ def build_plan(config: ReproduceConfig, cells: Cells) -> Plan:
         seeds = list(panel.get("seeds", study_seeds(config)))
         grid = itertools.product(panel["task"], panel.get("world", [None]), panel["pretraining"], panel["k"], seeds)
         for task, world, pretraining, k, seed in grid:
-            overrides = [f"task={task}", *([f"world={world}"] if world else [])]
+            overrides = [f"task={task}", *([f"world={world}"] if world else []), *chosen_data(config)]
             overrides += ["init=random"] if pretraining == "none" else [f"pretraining={pretraining}"]
             overrides += [f"k={k}", f"seed={seed}", *panel.get("overrides", []), *config.overrides]
             finetuned: FinetuneConfig = cells.compose("finetune", [*overrides, override("runs", config.runs)])
@@ -163,12 +182,14 @@ def build_plan(config: ReproduceConfig, cells: Cells) -> Plan:
             fillers = panel.get("filler", ["pause"])
             for filler, m in itertools.product(fillers, panel.get("mt", [finetuned.pauses])):
                 filler = "pause" if m == 0 else filler
-                layout = evaluated_layout(EvaluateConfig(run=folder.name, filler=filler), finetuned)
-                target = evaluate_folder(config.runs, folder.name, filler, layout, m)
+                if filler not in ("pause", "end"):
+                    filler_id(filler, open_tokenizer(finetuned))
+                evaluation = EvaluateConfig(runs=config.runs, run=folder.name, filler=filler, limit=config.limit)
+                target = evaluate_folder(evaluation, folder.name, finetuned.placement, m)
                 entry = {
                     "name": target.name,
                     "task": task,
-                    "world": finetuned.world.name,
+                    "world": finetuned.corpus_name,
                     "pretraining": pretraining,
                     "variant": runs.variant(pretraining, finetuned.pauses),
                     "k": finetuned.k,
@@ -183,7 +204,7 @@ def build_plan(config: ReproduceConfig, cells: Cells) -> Plan:
         panels.append({"id": panel_id, "kind": panel["kind"], "title": panel["title"], "cells": shown})
     by_name = {cell.name: cell for cell in pretrains.values()}  # other overrides may spell the same run
     stages = {"pretrain": list(by_name.values()), "finetune": list(finetunes.values())}
-    stages["evaluate"] = [_evaluate_cell(filler, by_m) for (_, filler), by_m in evaluated.items()]
+    stages["evaluate"] = [_evaluate_cell(filler, config.limit, by_m) for (_, filler), by_m in evaluated.items()]
     return Plan(config, {command: stage for command, stage in stages.items() if stage}, panels)
 
 
@@ -196,13 +217,8 @@ def _pretrain_cell(
     known: dict[tuple[str, ...], Cell],
 ) -> Cell:
     """The parent's cell, composed once for all the finetunings that share it."""
-    overrides = [
-        f"world={finetuned.world.name}",
-        f"model={finetuned.model.name}",
-        f"pause={ON_OFF[pretraining]}",
-        f"seed={finetuned.pretraining_seed}",
-        *extra,
-    ]
+    own = [*runs.data_overrides(finetuned), f"pause={ON_OFF[pretraining]}", f"seed={finetuned.pretraining_seed}"]
+    overrides = list(dict.fromkeys([*own, *extra]))
     key = tuple(overrides)
     if key not in known:
         pretrain: PretrainConfig = cells.compose("pretrain", [*overrides, override("runs", root)])
@@ -210,21 +226,15 @@ def _pretrain_cell(
     return known[key]
 
 
-def _evaluate_cell(filler: str, by_m: dict[int, dict[str, Any]]) -> Cell:
+def _evaluate_cell(filler: str, limit: int | None, by_m: dict[int, dict[str, Any]]) -> Cell:
     """All M of one finetuned run and one filler: they share the load."""
     run: RunFolder = next(iter(by_m.values()))["run"]
     overrides = [override("run", str(run.path)), f"mt=[{','.join(map(str, sorted(by_m)))}]"]
     if filler != "pause":
         overrides.append(f"filler={filler}")
+    if limit is not None:
+        overrides.append(f"limit={limit}")
     return Cell("evaluate", overrides, [by_m[m]["folder"] for m in sorted(by_m)], [run])
-
-
-def override(key: str, value: str) -> str:
-    """``key=value`` in Hydra's grammar, quoted where it has to be."""
-    if re.fullmatch(r"[\w./+-]+", value):
-        return f"{key}={value}"
-    escaped = re.sub(r"(\\+)(?='|$)", r"\1\1", value).replace("'", "\\'")  # a backslash escapes quotes only
-    return f"{key}='{escaped}'"
 
 
 def as_commands(command: str, cells: Iterable[Sequence[str]], runs_root: str) -> list[str]:

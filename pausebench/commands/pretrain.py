@@ -6,8 +6,11 @@ from typing import Any
 
 from pausebench.commands import runs
 from pausebench.config import PretrainConfig
-from pausebench.data.batches import pretraining_batches
+from pausebench.data import corpus
+from pausebench.data.batches import Batches, document_batches, text_batches
 from pausebench.data.embedded import build_world, corpus_fingerprint
+from pausebench.data.tokenizer import Tokenizer
+from pausebench.data.vocabulary import open_tokenizer
 from pausebench.training import stop
 from pausebench.training.device import choose_device, cpu_threads
 from pausebench.training.progress import Progress
@@ -15,8 +18,8 @@ from pausebench.training.progress import Progress
 
 def run(config: PretrainConfig) -> dict[str, Any]:
     """Train to the last step, or return the result that is already there."""
-    world = build_world(config.world)
-    fingerprint = corpus_fingerprint(world, config.seed)
+    tokenizer = open_tokenizer(config)
+    fingerprint, batches = open_text(config, tokenizer)
     folder = runs.pretrain_folder(config)
     folder.check_fingerprint(fingerprint, config.data.allow_changed, "data.allow_changed=true")
     progress = Progress(folder.name, config.train.steps, config.quiet)
@@ -24,8 +27,7 @@ def run(config: PretrainConfig) -> dict[str, Any]:
         return progress.already_done(folder)
     device = choose_device(config.device)
     with folder.locked(), stop.watched(), cpu_threads(config.threads):
-        model = runs.build_model(config, world)
-        batches = pretraining_batches(config, world)
+        model = runs.build_model(config, tokenizer)
         runs.write_manifest(
             folder,
             config,
@@ -34,11 +36,20 @@ def run(config: PretrainConfig) -> dict[str, Any]:
             variant=config.variant,
             pretraining="pause" if config.pause.enabled else "std",
             parent=None,
-            corpus=config.world.name,
+            corpus=config.corpus_name,
             sequence_length=config.sequence_length,
-            tokenizer=world.tokenizer.fingerprint,
+            tokenizer=tokenizer.fingerprint,
             data_fingerprint=fingerprint,
             tokens_per_step=config.train.batch_size * (config.sequence_length or 0),
         )
-        result = runs.train(folder, config, model, batches, device, progress, group=config.world.name)
+        result = runs.train(folder, config, model, batches, device, progress, group=config.corpus_name)
     return progress.done(folder, result)
+
+
+def open_text(config: PretrainConfig, tokenizer: Tokenizer) -> tuple[str, Batches]:
+    """The text's fingerprint and its batches, from a generated world or from a corpus."""
+    if config.embedded and config.world.kind != "english":
+        world = build_world(config.world)
+        return corpus_fingerprint(world, config.seed), document_batches(config, world)
+    text = corpus.open_corpus(config)
+    return corpus.fingerprint(text, tokenizer.fingerprint), text_batches(config, text, tokenizer)

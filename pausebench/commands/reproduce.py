@@ -21,8 +21,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from pausebench.commands.plan import Cell, Cells, Plan, as_commands, build_plan
-from pausebench.config import ReproduceConfig
+from pausebench.commands.plan import Cell, Cells, Plan, as_commands, build_plan, chosen_names
+from pausebench.config import ReproduceConfig, Source, plain
 from pausebench.errors import Interrupted, PausebenchError, RunFailed
 from pausebench.results.page import write_report
 from pausebench.results.run_folder import RunFolder, read_json, read_last_metrics, run_name, write_json
@@ -66,9 +66,18 @@ def run(config: ReproduceConfig, cells: Cells) -> dict[str, Any]:
 
 
 def study_name(config: ReproduceConfig) -> str:
-    """The study's name; a narrowed study has a hash behind it, so that it does not replace the whole one's plan."""
-    narrowed = {"seeds": config.seeds, "overrides": config.overrides}
-    name = str(config.result["name"])
+    """The study's name: the result's, the chosen model and data, and a hash of whatever else narrows it.
+
+    No study replaces the plan of another.
+    """
+    name = "-".join([str(config.result["name"]), *chosen_names(config)])
+    own_tokenizer = config.tokenizer is not None and (config.data is None or config.data.source is not Source.embedded)
+    narrowed = {
+        "seeds": config.seeds,
+        "overrides": config.overrides,
+        "limit": config.limit,
+        "tokenizer": plain(config.tokenizer) if own_tokenizer else None,
+    }
     return run_name(name, narrowed) if any(narrowed.values()) else name
 
 

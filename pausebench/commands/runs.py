@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-import shlex
+import re
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -13,10 +13,20 @@ import torch
 from omegaconf import OmegaConf
 
 from pausebench import __version__
-from pausebench.config import FinetuneConfig, PretrainConfig, plain
+from pausebench.config import (
+    CorpusConfig,
+    DataConfig,
+    FinetuneConfig,
+    PretrainConfig,
+    TokenizerConfig,
+    TokenizerKind,
+    TrainingConfig,
+    plain,
+)
 from pausebench.data.batches import Batches
-from pausebench.data.embedded import World
+from pausebench.data.tokenizer import Tokenizer
 from pausebench.errors import BadInput
+from pausebench.help import choices
 from pausebench.model.decoder import Decoder
 from pausebench.results.run_folder import NUMERICS_VERSION, RunFolder, read_json, run_name, write_atomically, write_json
 from pausebench.training.device import describe
@@ -29,13 +39,13 @@ VERSIONED = ("torch", "hydra-core", "omegaconf", "safetensors")
 
 def pretrain_folder(config: PretrainConfig) -> RunFolder:
     """The folder of a resolved pretrain config."""
-    slug = f"{_what(config.world.name, config.model.name)}-{config.variant}-s{config.seed}"
+    slug = f"{_what(config.corpus_name, config.model.name)}-{config.variant}-s{config.seed}"
     return RunFolder(config.runs, "pretrain", run_name(slug, config.identity()))
 
 
 def finetune_folder(config: FinetuneConfig, parent: Parent) -> RunFolder:
     """The folder of a resolved finetune config with this parent."""
-    what = _what(config.task, config.world.name, config.model.name)
+    what = _what(config.task, config.corpus_name, config.model.name)
     slug = f"{what}-{variant(parent.pretraining, config.pauses)}-k{config.k}-s{config.seed}"
     return RunFolder(config.runs, "finetune", run_name(slug, config.identity(parent.name)))
 
@@ -89,7 +99,7 @@ def find_parent(config: FinetuneConfig, tokenizer: str) -> Parent:
         "model": plain(config.model),
         "tokenizer": tokenizer,
         "pretraining": config.pretraining.value,
-        "corpus": config.world.name,
+        "corpus": config.corpus_name,
         "seed": config.pretraining_seed,
     }
     found = [
@@ -107,16 +117,55 @@ def find_parent(config: FinetuneConfig, tokenizer: str) -> Parent:
             f"pretraining_seed={config.pretraining_seed} model={config.model.name}. Choose one:\n{choices}"
         )
     pause = "on" if config.pretraining.value == "pause" else "off"
-    command = (
-        f"pausebench pretrain world={config.world.name} model={config.model.name} pause={pause} "
-        f"seed={config.pretraining_seed}" + ("" if config.runs == "runs" else f" runs={shlex.quote(config.runs)}")
+    words = [*data_overrides(config), f"pause={pause}", f"seed={config.pretraining_seed}"]
+    command = " ".join(["pausebench pretrain", *words]) + (
+        "" if config.runs == "runs" else f" {override('runs', config.runs)}"
     )
     state = "is not finished" if found else "does not exist"
     raise BadInput(
-        f"the {config.pretraining.value} parent of model={config.model.name} on world={config.world.name} with "
+        f"the {config.pretraining.value} parent of model={config.model.name} on {config.corpus_name} with "
         f"pretraining_seed={config.pretraining_seed} {state} in {config.runs}/pretrain. Make it with\n  {command}\n"
         "or start from init=random."
     )
+
+
+def data_overrides(config: TrainingConfig) -> list[str]:
+    """The overrides that choose the same model, text and tokenizer in another command."""
+    model = f"model={config.model.name}"
+    if config.tokenizer.kind is TokenizerKind.words:
+        return [f"world={config.world.name}", model]
+    corpus = [] if config.embedded else corpus_overrides(config.corpus)
+    return [model, *source_overrides(config.data), *corpus, *tokenizer_overrides(config.tokenizer)]
+
+
+def source_overrides(data: DataConfig) -> list[str]:
+    root = [] if data.root is None else [override("data.root", data.root)]
+    return [f"data={data.source.value}", *root]
+
+
+def corpus_overrides(corpus: CorpusConfig) -> list[str]:
+    if corpus.name in choices("corpus"):
+        return [f"corpus={corpus.name}"]
+    fields = ("name", "field", "hub_id", "subset", "revision")
+    given = [(name, value) for name in fields if (value := getattr(corpus, name)) is not None]
+    return ["corpus=text", *(override(f"corpus.{name}", value) for name, value in given)]
+
+
+def tokenizer_overrides(tokenizer: TokenizerConfig) -> list[str]:
+    words = [f"tokenizer={tokenizer.kind.value}"]
+    if tokenizer.kind is TokenizerKind.bpe and tokenizer.vocab_size is not None:
+        words.append(f"tokenizer.vocab_size={tokenizer.vocab_size}")
+    if tokenizer.path is not None:
+        words.append(override("tokenizer.path", tokenizer.path))
+    return words
+
+
+def override(key: str, value: str) -> str:
+    """``key=value`` in Hydra's grammar, quoted where it has to be."""
+    if re.fullmatch(r"[\w./+-]+", value):
+        return f"{key}={value}"
+    escaped = re.sub(r"(\\+)(?='|$)", r"\1\1", value).replace("'", "\\'")  # a backslash escapes quotes only
+    return f"{key}='{escaped}'"
 
 
 def existing_run(runs: str, command: str, given: str) -> Path:
@@ -167,8 +216,8 @@ def _checked(parent: Parent, config: FinetuneConfig, tokenizer: str) -> Parent:
         )
     if parent.tokenizer != tokenizer:
         raise BadInput(
-            f"{parent.name} was trained with tokenizer {parent.tokenizer}; world={config.world.name} has {tokenizer}. "
-            "Give the world it was trained on, or another init=."
+            f"{parent.name} was trained with tokenizer {parent.tokenizer}; tokenizer={config.tokenizer.kind.value} on "
+            f"{config.corpus_name} is {tokenizer}. Give the tokenizer and corpus it was trained with, or another init=."
         )
     return parent
 
@@ -201,9 +250,9 @@ def write_manifest(
     )
 
 
-def build_model(config: PretrainConfig | FinetuneConfig, world: World) -> Decoder:
-    """The decoder of a config for the world's vocabulary, drawn from the run's seed."""
-    model = Decoder(config.model, world.tokenizer.vocab_size)
+def build_model(config: PretrainConfig | FinetuneConfig, tokenizer: Tokenizer) -> Decoder:
+    """The decoder of a config for a vocabulary, drawn from the run's seed."""
+    model = Decoder(config.model, tokenizer.vocab_size)
     model.initialize(config.seed)
     return model
 

@@ -1,15 +1,15 @@
-"""Rows of tokens by step number: what the trainer and the evaluator read.
+"""Rows of tokens by step number: what the trainer reads.
 
 Invariant: the batch of step s is a function of (data, seed, s) alone. A resumed run asks for step s + 1 and needs no
-other state. Rows are made some hundred at a time, which costs a training step of the smallest model under a tenth
-of its time; encoded rows of a task are kept for the next run in the same process (a sweep shares them).
+other state. Batches are made some together, which costs a training step of the smallest model under a tenth of its
+time; encoded rows of a task are kept for the next run in the same process (a sweep shares them).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import torch
@@ -17,23 +17,33 @@ from torch import Tensor
 
 from pausebench import pauses
 from pausebench.config import AttentionKind, FinetuneConfig, Placement, PretrainConfig, WorldConfig
-from pausebench.data.embedded import VALIDATION_SEED, World, build_world
-from pausebench.data.tokenizer import WordTokenizer
+from pausebench.data.corpus import TRAIN, VALIDATION, Corpus, PackedRows, shuffled
+from pausebench.data.embedded import VALIDATION_SEED, World
+from pausebench.data.packing import pack
+from pausebench.data.task_rows import DatasetRows, GeneratedRows, TokenLists, encode
+from pausebench.data.tokenizer import Tokenizer, pad
 from pausebench.errors import BadInput
 from pausebench.model.attention import AttentionMask
 from pausebench.pauses import IGNORE_INDEX
-from pausebench.tasks import TASKS, Example, Task
+from pausebench.tasks import TASKS, Task
 
-BLOCK_ROWS = 2048
+BLOCK_ROWS = 2048  # rows of a generated world made together
+BLOCK_TOKENS = 65536  # the same for packed text
+BLOCK_EXAMPLES = 256  # the same for packed examples
 
 
 class Batch(NamedTuple):
-    """input_ids, labels: int64 [B, T]; mask: who attends to whom; last: answers lie in the last so many positions."""
+    """One batch of rows on the CPU.
+
+    input_ids, labels: int64 [B, T]. mask: who attends to whom. last: labels lie in the last so many positions.
+    positions: int64 [B, T] for packed rows; None counts from 0.
+    """
 
     input_ids: Tensor
     labels: Tensor
     mask: AttentionMask
     last: int
+    positions: Tensor | None = None
 
     def rows(self, start: int, count: int) -> Batch:
         """A slice of the rows."""
@@ -42,53 +52,95 @@ class Batch(NamedTuple):
             self.labels.narrow(0, start, count),
             self.mask.narrow(start, count),
             self.last,
+            None if self.positions is None else self.positions.narrow(0, start, count),
         )
 
 
 class Batches:
-    """Batches cut from blocks: ``block(seed, start, count)`` makes any range of rows."""
+    """The batch of any step: ``make(first, count)`` gives those of steps ``first``, ``first + 1``, ... (from 0)."""
 
-    def __init__(self, block: Callable[[int, int, int], Batch], seed: int, batch_size: int) -> None:
-        self._block = block
-        self._seed = seed
-        self._batch_size = batch_size
-        self._steps = max(1, BLOCK_ROWS // batch_size)
-        self._cached: tuple[int, Batch] | None = None
+    def __init__(
+        self, make: Callable[[int, int], Sequence[Batch]], together: int, validation: Callable[[int], Batch]
+    ) -> None:
+        self.validation = validation  # training-side rows that no training step reads, at most so many
+        self._make = make
+        self._together = max(1, together)
+        self._cached: tuple[int, Sequence[Batch]] | None = None
 
     def batch(self, step: int) -> Batch:
         """The rows of optimizer step ``step`` (1, 2, ...)."""
-        number, offset = divmod(step - 1, self._steps)
-        if self._cached is None or self._cached[0] != number:
-            rows = self._steps * self._batch_size
-            self._cached = (number, self._block(self._seed, number * rows, rows))
-        return self._cached[1].rows(offset * self._batch_size, self._batch_size)
-
-    def validation(self, count: int) -> Batch:
-        """Training-side rows that no training step reads."""
-        return self._block(VALIDATION_SEED, 0, count)
+        block, offset = divmod(step - 1, self._together)
+        if self._cached is None or self._cached[0] != block:
+            self._cached = (block, self._make(block * self._together, self._together))
+        return self._cached[1][offset]
 
 
-def pretraining_batches(config: PretrainConfig, world: World) -> Batches:
-    """One document a row, padded with end tokens of which the first is a target; pauses injected when enabled."""
-    tokenizer, length = world.tokenizer, config.sequence_length
-    assert length is not None
-    count = pauses.pause_count(length, config.pause_fraction) if config.pause.enabled else 0
-    if config.pause.enabled and count == 0:
-        raise BadInput(
-            f"pause_fraction={config.pause_fraction} with sequence_length={length} inserts no pause at all; "
-            f"the smallest fraction that inserts one is about {0.501 / length:.5f}."
-        )
+def _fixed_batches(block: Callable[[int, int, int], Batch], seed: int, batch_size: int, rows_together: int) -> Batches:
+    """Batches of ``batch_size`` rows out of ``block(seed, first row, rows)``."""
+
+    def make(first: int, count: int) -> list[Batch]:
+        made = block(seed, first * batch_size, count * batch_size)
+        return [made.rows(index * batch_size, batch_size) for index in range(count)]
+
+    return Batches(make, rows_together // batch_size, partial(block, VALIDATION_SEED, 0))
+
+
+def document_batches(config: PretrainConfig, world: World) -> Batches:
+    """One document of a count world a row, padded with end tokens of which the first is a target."""
+    tokenizer, length = world.tokenizer, _length(config)
+    count = _pauses_in_a_row(config)
 
     def block(seed: int, start: int, rows: int) -> Batch:
         documents, lengths = tokenizer.encode_batch(world.documents(seed, start, rows))
         input_ids = torch.full((rows, length), tokenizer.end_id)
         input_ids[:, : documents.shape[1]] = documents[:, :length]
         supervised = torch.arange(length) <= lengths[:, None]
-        places = pauses.draw_places(seed, torch.arange(start, start + rows), length, count)
-        input_ids, labels = pauses.inject(input_ids, supervised, places, tokenizer.pause_id)
-        return Batch(input_ids, labels, AttentionMask(AttentionKind.causal), length)
+        return _paused(input_ids, supervised, seed, start, count, tokenizer.pause_id)
 
-    return Batches(block, config.seed, config.train.batch_size)
+    return _fixed_batches(block, config.seed, config.train.batch_size, BLOCK_ROWS)
+
+
+def text_batches(config: PretrainConfig, corpus: Corpus, tokenizer: Tokenizer) -> Batches:
+    """Full rows of a corpus: documents one after the other, an end token behind each."""
+    length, count = _length(config), _pauses_in_a_row(config)
+    packed = {
+        split: PackedRows(partial(shuffled, corpus, split, config.seed), tokenizer, length)
+        for split in (TRAIN, VALIDATION)
+    }
+
+    def block(seed: int, start: int, rows: int) -> Batch:
+        input_ids = packed[VALIDATION if seed == VALIDATION_SEED else TRAIN].rows(start, rows)
+        supervised = torch.ones_like(input_ids, dtype=torch.bool)
+        return _paused(input_ids, supervised, seed, start, count, tokenizer.pause_id)
+
+    return _fixed_batches(block, config.seed, config.train.batch_size, BLOCK_TOKENS // length)
+
+
+def _paused(input_ids: Tensor, supervised: Tensor, seed: int, start: int, count: int, pause_id: int) -> Batch:
+    """Rows ``start`` onwards with ``count`` pauses injected in each."""
+    rows, length = input_ids.shape
+    places = pauses.draw_places(seed, torch.arange(start, start + rows), length, count)
+    input_ids, labels = pauses.inject(input_ids, supervised, places, pause_id)
+    return Batch(input_ids, labels, AttentionMask(AttentionKind.causal), length)
+
+
+def _length(config: PretrainConfig) -> int:
+    assert config.sequence_length is not None
+    return config.sequence_length
+
+
+def _pauses_in_a_row(config: PretrainConfig) -> int:
+    """Pauses drawn for a row. Raises ``BadInput`` when pause=on would insert none."""
+    if not config.pause.enabled:
+        return 0
+    length = _length(config)
+    count = pauses.pause_count(length, config.pause_fraction)
+    if count == 0:
+        raise BadInput(
+            f"pause_fraction={config.pause_fraction} with sequence_length={length} inserts no pause at all; "
+            f"the smallest fraction that inserts one is about {0.501 / length:.5f}."
+        )
+    return count
 
 
 class EncodedExamples(NamedTuple):
@@ -99,6 +151,10 @@ class EncodedExamples(NamedTuple):
     target: Tensor
     target_lengths: Tensor
 
+    @classmethod
+    def of(cls, lists: TokenLists, pad_id: int) -> EncodedExamples:
+        return cls(*pad(lists.prefix, pad_id), *pad(lists.target, pad_id))
+
     def rows(self, index: Tensor) -> EncodedExamples:
         """Some rows, padding cut to the longest."""
         prefix_lengths, target_lengths = self.prefix_lengths[index], self.target_lengths[index]
@@ -108,17 +164,6 @@ class EncodedExamples(NamedTuple):
             self.target[index, : int(target_lengths.max())],
             target_lengths,
         )
-
-
-def encode_examples(examples: list[Example], tokenizer: WordTokenizer) -> EncodedExamples:
-    """Tokenise prefix and target apart, as inference will. Raises ``BadInput`` for an empty one."""
-    columns: list[Tensor] = []
-    for name in ("prefix", "target"):
-        ids, lengths = tokenizer.encode_batch([getattr(example, name) for example in examples])
-        if not bool(lengths.all()):
-            raise BadInput(f"row {int(lengths.argmin())} has an empty {name}.")
-        columns += [ids, lengths]
-    return EncodedExamples(*columns)
 
 
 @dataclass(frozen=True)
@@ -133,7 +178,7 @@ class RowLayout:
     pad_id: int
 
     @classmethod
-    def of(cls, config: FinetuneConfig, task: Task, tokenizer: WordTokenizer) -> RowLayout:
+    def of(cls, config: FinetuneConfig, task: Task, tokenizer: Tokenizer) -> RowLayout:
         return cls(
             config.pauses,
             config.placement,
@@ -143,8 +188,8 @@ class RowLayout:
             tokenizer.end_id,
         )
 
-    def training_batch(self, examples: EncodedExamples) -> Batch:
-        rows = pauses.finetuning_rows(
+    def finetuning_rows(self, examples: EncodedExamples) -> pauses.Rows:
+        return pauses.finetuning_rows(
             *examples,
             self.cue,
             k=self.k,
@@ -152,10 +197,20 @@ class RowLayout:
             pause_id=self.pause_id,
             pad_id=self.pad_id,
         )
+
+    def training_batch(self, examples: EncodedExamples) -> Batch:
+        """One example a row, padded to the longest."""
+        rows = self.finetuning_rows(examples)
         first = int((rows.labels != IGNORE_INDEX).int().argmax(dim=1).min())
         return Batch(
             rows.input_ids, rows.labels, AttentionMask(self.attention, rows.roles), rows.input_ids.shape[1] - first
         )
+
+    def packed_batch(self, examples: EncodedExamples) -> Batch:
+        """Several examples a row (``data.packing``)."""
+        packed = pack(self.finetuning_rows(examples), self.pad_id)
+        mask = AttentionMask(self.attention, packed.roles, packed.documents)
+        return Batch(packed.input_ids, packed.labels, mask, packed.input_ids.shape[1], packed.positions)
 
     def inference_rows(self, examples: EncodedExamples) -> pauses.Rows:
         return pauses.inference_rows(
@@ -170,18 +225,52 @@ class RowLayout:
 
 
 @lru_cache(maxsize=512)
-def _encoded_task_rows(task: str, world: WorldConfig, seed: int, start: int, count: int) -> EncodedExamples:
-    """Encoded rows of a task, kept because the cells of a sweep differ in K and parent, not in their rows."""
-    built = build_world(world)
-    examples = [TASKS[task].to_example(row) for row in built.task_rows(seed, start, count)]
-    return encode_examples(examples, built.tokenizer)
+def _encoded_generated_rows(task: str, world: WorldConfig, seed: int, start: int, count: int) -> EncodedExamples:
+    """Encoded rows of a world, kept because the cells of a sweep differ in K and parent, not in their rows."""
+    rows = GeneratedRows(TASKS[task], world)
+    tokenizer = rows.world.tokenizer
+    return EncodedExamples.of(encode(rows.training(seed, start, count), rows.task, tokenizer), tokenizer.end_id)
 
 
-def finetuning_batches(config: FinetuneConfig, task: Task, world: World) -> Batches:
-    """Fresh rows of the task for every step, pauses in place."""
-    layout = RowLayout.of(config, task, world.tokenizer)
+def generated_batches(config: FinetuneConfig, layout: RowLayout) -> Batches:
+    """Fresh rows of a world for every step; all have one length."""
 
     def block(seed: int, start: int, rows: int) -> Batch:
-        return layout.training_batch(_encoded_task_rows(task.name, config.world, seed, start, rows))
+        return layout.training_batch(_encoded_generated_rows(config.task, config.world, seed, start, rows))
 
-    return Batches(block, config.seed, config.train.batch_size)
+    return _fixed_batches(block, config.seed, config.train.batch_size, BLOCK_ROWS)
+
+
+class DatasetBatches:
+    """Packed batches of a dataset's training rows.
+
+    Rows that do not fit into ``limit`` tokens are left out of their batch, so that every K trains on the same rows in
+    the same steps but for these. ``left_out`` counts them over the whole split.
+    """
+
+    def __init__(self, rows: DatasetRows, layout: RowLayout, tokenizer: Tokenizer, limit: int) -> None:
+        self._rows = rows
+        self._layout = layout
+        self._lists = rows.encoded(tokenizer)
+        room = limit - layout.k - len(layout.cue)
+        self._fits = [len(prefix) + len(target) <= room for prefix, target in zip(*self._lists, strict=True)]
+        self.left_out = self._fits.count(False)
+
+    def batches(self, seed: int, batch_size: int) -> Batches:
+        """Batches of ``batch_size`` examples."""
+
+        def make(first: int, count: int) -> list[Batch]:
+            numbers = self._rows.training(seed, first * batch_size, count * batch_size)
+            return [self._batch(numbers[index : index + batch_size]) for index in range(0, len(numbers), batch_size)]
+
+        return Batches(make, BLOCK_EXAMPLES // batch_size, lambda count: self._batch(self._rows.validation[:count]))
+
+    def _batch(self, numbers: Sequence[int]) -> Batch:
+        fitting = [number for number in numbers if self._fits[number]]
+        if not fitting:
+            raise BadInput(
+                f"task={self._rows.task.name}: none of the {len(numbers)} rows of a batch fits; {self.left_out} of "
+                f"{len(self._fits)} rows are too long. Pretrain with a longer sequence_length, or lower k."
+            )
+        lists = TokenLists(*([column[number] for number in fitting] for column in self._lists))
+        return self._layout.packed_batch(EncodedExamples.of(lists, self._layout.pad_id))

@@ -1,11 +1,19 @@
-"""Tokenizers. Invariant: ``<pause>`` is the last id and never comes out of text."""
+"""Tokenizers. Invariant: the last two ids are the end token and ``<pause>``, and neither ever comes out of text.
+
+The special tokens have ids and no spelling: the characters "<pause>" or "<|endoftext|>" in a text are characters like
+any others.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import json
+from abc import ABC, abstractmethod
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,48 +21,193 @@ from torch import Tensor
 from pausebench.errors import BadInput
 
 
-class WordTokenizer:
-    """One id a word, words separated by white space; then ``<end>``, then ``<pause>``.
+class Tokenizer(ABC):
+    """Text to ids and back.
 
-    The two special tokens have ids and no spelling: the characters "<pause>" in a text are an unknown word like any
-    other.
+    vocab_size counts the special tokens. fingerprint: hex digest; two tokenizers with the same one give the same ids.
     """
 
     END, PAUSE = "<end>", "<pause>"
 
-    def __init__(self, words: Sequence[str]) -> None:
-        self.words = [*words, self.END, self.PAUSE]
-        self.ids = {word: index for index, word in enumerate(words)}
-        self.vocab_size = len(self.words)
-        self.end_id = self.vocab_size - 2
-        self.pause_id = self.vocab_size - 1
+    def __init__(self, vocab_size: int, fingerprint: str) -> None:
+        self.vocab_size = vocab_size
+        self.end_id = vocab_size - 2
+        self.pause_id = vocab_size - 1
+        self.fingerprint = fingerprint
 
-    @property
-    def fingerprint(self) -> str:
-        """Hex digest of the vocabulary in order: two tokenizers with the same one give the same ids."""
-        return hashlib.sha256("\n".join(self.words).encode()).hexdigest()[:16]
+    @abstractmethod
+    def encode_lists(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of every text, without special tokens."""
+
+    @abstractmethod
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids that are not special tokens."""
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text, without special tokens. Raises ``BadInput`` for a word outside the vocabulary."""
-        return self.encode_batch([text])[0][0].tolist()
+        """Ids of one text, without special tokens."""
+        return self.encode_lists([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """(ids int64 [R, longest] padded with ``end_id``, lengths int64 [R]) of R texts, all looked up in one go."""
-        words = [text.split() for text in texts]
+        """(ids int64 [R, longest] padded with ``end_id``, lengths int64 [R]) of R texts."""
+        return pad(self.encode_lists(texts), self.end_id)
+
+    def spelling(self, index: int) -> str:
+        """How a single id is shown to people."""
+        special = {self.end_id: self.END, self.pause_id: self.PAUSE}
+        return special[index] if index in special else self.decode([index])
+
+
+def pad(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
+    """(int64 [R, longest] right-padded with ``pad_id``, lengths int64 [R]) of R lists of ids."""
+    lengths = torch.tensor([len(row) for row in rows], dtype=torch.int64)
+    padded = torch.full((len(rows), int(lengths.max()) if len(rows) else 0), pad_id)
+    flat = array("q", chain.from_iterable(rows))
+    if flat:
+        inside = torch.arange(padded.shape[1]) < lengths[:, None]
+        padded.masked_scatter_(inside, torch.frombuffer(flat, dtype=torch.int64))
+    return padded, lengths
+
+
+class WordTokenizer(Tokenizer):
+    """One id a word, words separated by white space: the vocabulary of a generated world."""
+
+    def __init__(self, words: Sequence[str]) -> None:
+        self.words = list(words)
+        self._ids = {word: index for index, word in enumerate(words)}
+        listed = "\n".join([*words, self.END, self.PAUSE])
+        super().__init__(len(words) + 2, _digest(listed))
+
+    def encode_lists(self, texts: Sequence[str]) -> list[list[int]]:
+        """Raises ``BadInput`` for a word outside the vocabulary."""
         try:
-            flat = array("q", map(self.ids.__getitem__, chain.from_iterable(words)))
+            return [list(map(self._ids.__getitem__, text.split())) for text in texts]
         except KeyError as unknown:
             raise BadInput(
                 f"{unknown} is not a word of this vocabulary; allowed are {' '.join(self.words[:12])} ... "
-                f"({len(self.ids)} words in all)."
+                f"({len(self.words)} words in all)."
             ) from None
-        lengths = torch.tensor(list(map(len, words)))
-        padded = torch.full((len(texts), int(lengths.max())), self.end_id)
-        if flat:
-            inside = torch.arange(padded.shape[1]) < lengths[:, None]
-            padded.masked_scatter_(inside, torch.frombuffer(flat, dtype=torch.int64))
-        return padded, lengths
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The words of ids, special tokens in their angle brackets."""
-        return " ".join(self.words[index] for index in ids)
+        return " ".join(self.words[index] if index < len(self.words) else self.spelling(index) for index in ids)
+
+
+class ByteTokenizer(Tokenizer):
+    """One id a byte of UTF-8."""
+
+    def __init__(self) -> None:
+        super().__init__(258, _digest("bytes"))
+
+    def encode_lists(self, texts: Sequence[str]) -> list[list[int]]:
+        return [list(text.encode()) for text in texts]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return bytes(list(ids)).decode(errors="replace")
+
+
+class BpeTokenizer(Tokenizer):
+    """Byte-level BPE in GPT-2's form, from ``vocab.json`` and ``merges.txt``, by the library ``tokenizers``.
+
+    GPT-2's own end token is the last entry of its vocabulary and keeps its id; a vocabulary without it gets an end
+    token behind its entries.
+    """
+
+    GPT2_END = "<|endoftext|>"
+    BYTES = frozenset(map(chr, (*range(33, 127), *range(161, 173), *range(174, 324))))  # a character for every byte
+
+    def __init__(self, vocab_file: Path, merges_file: Path) -> None:
+        """Raises ``BadInput`` for files that are missing, broken or do not belong together."""
+        vocab = _read_vocab(vocab_file)
+        entries = len(vocab) - (vocab.get(self.GPT2_END) == len(vocab) - 1)
+        merges = _read_text(merges_file)
+        lines = [line for line in merges.splitlines() if line and not line.startswith("#version")]
+        for number, line in enumerate(lines):
+            parts = line.split(" ")
+            unknown = [token for token in [*parts, "".join(parts)] if token not in vocab]
+            if len(parts) != 2 or unknown:
+                raise BadInput(
+                    f"{merges_file}: merge {number + 1} ({line!r}) does not fit {vocab_file}, which has no entry "
+                    f"{unknown[0] if unknown else line!r}. Both files have to come from one tokenizer."
+                )
+        if len(lines) != entries - 256:
+            raise BadInput(
+                f"{merges_file} has {len(lines)} merges, but {vocab_file} has {entries} entries, which takes "
+                f"{entries - 256}. Both files have to come from one tokenizer."
+            )
+        made = self.BYTES.union(line.replace(" ", "") for line in lines)
+        stray = [token for token, index in vocab.items() if token not in made and index < entries]
+        if stray:
+            raise BadInput(
+                f"{vocab_file} has the entry {stray[0]!r}, which is no byte and which no merge of {merges_file} makes. "
+                "Both files have to come from one tokenizer."
+            )
+        self._tokenizer = _byte_level(vocab, [(left, right) for left, right in (line.split(" ") for line in lines)])
+        super().__init__(entries + 2, _digest("\n".join([*sorted(vocab, key=vocab.__getitem__)[:entries], *lines])))
+
+    def encode_lists(self, texts: Sequence[str]) -> list[list[int]]:
+        return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=False)
+        return text
+
+
+def train_bpe(documents: Iterable[str], vocab_size: int, folder: Path) -> None:
+    """Train a byte-level BPE of at most ``vocab_size`` ids (special tokens included) into ``folder``.
+
+    The same documents give the same files on every machine: ties are broken by the pair, not by the order of counting.
+    """
+    from tokenizers import pre_tokenizers, trainers
+
+    tokenizer = _byte_level({}, [])
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - 2,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+        special_tokens=[],
+    )
+    tokenizer.train_from_iterator(documents, trainer)
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.model.save(str(folder))
+
+
+def _byte_level(vocab: dict[str, int], merges: list[tuple[str, str]]) -> Any:
+    """The library's tokenizer with GPT-2's splitting; nothing in a text is special to it."""
+    try:
+        from tokenizers import Tokenizer as Pipeline
+        from tokenizers import decoders, models, pre_tokenizers
+    except ImportError:
+        raise BadInput("the library tokenizers is not installed. Type: pip install 'pausebench[text]'") from None
+    pipeline = Pipeline(models.BPE(vocab=vocab, merges=merges))
+    pipeline.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    pipeline.decoder = decoders.ByteLevel()
+    return pipeline
+
+
+def _read_vocab(path: Path) -> dict[str, int]:
+    try:
+        vocab = json.loads(_read_text(path))
+    except json.JSONDecodeError as error:
+        raise BadInput(f"{path} is not JSON ({error}); a tokenizer's vocab.json maps every token to its id.") from None
+    if not isinstance(vocab, dict):
+        raise BadInput(f"{path} is a JSON {type(vocab).__name__}; a tokenizer's vocab.json maps every token to its id.")
+    if not all(type(index) is int for index in vocab.values()) or sorted(vocab.values()) != list(range(len(vocab))):
+        raise BadInput(f"{path}: ids must be 0 to {len(vocab) - 1}, each once. Download the file again.")
+    return vocab
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise BadInput(
+            f"{path} does not exist; tokenizer=gpt2 reads vocab.json and merges.txt from tokenizer.path=DIR, from "
+            "data.root/gpt2-tokenizer, or from the hub (data=hub). tokenizer=bpe and tokenizer=byte need no files."
+        ) from None
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{path} is not UTF-8 (byte {error.start}). Download the file again.") from None
+    except OSError as error:
+        raise BadInput(f"{path} cannot be read ({error.strerror or error}).") from None
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -16,16 +16,24 @@ from pausebench.pauses import Role, Rows
 
 @torch.no_grad()
 def generate(
-    model: Decoder, rows: Rows, kind: AttentionKind, *, max_new_tokens: int, end_id: int, pause_id: int
+    model: Decoder,
+    rows: Rows,
+    kind: AttentionKind,
+    *,
+    max_new_tokens: int,
+    end_id: int,
+    pause_id: int,
+    limit: int | None = None,
 ) -> list[list[int]]:
     """Token ids of each row's answer, without the end token that stops it.
 
     ``rows`` come from ``pauses.inference_rows``; the last position of each row predicts its first answer token. A row
-    that has ended leaves the batch.
+    that has ended leaves the batch; so does one that has reached ``limit`` positions (None: the position table's end).
     """
     device = model.token_embedding.weight.device
     batch, length = rows.input_ids.shape
-    slots = length + max_new_tokens
+    limit = model.config.max_positions if limit is None else limit
+    slots = min(length + max_new_tokens, limit)
     cache = KeyValueCache(model.config, batch, slots, model.token_embedding.weight.dtype, device)
     hidden = model(rows.input_ids.to(device), AttentionMask(kind, rows.roles.to(device)), cache=cache)
     positions = rows.lengths.to(device)
@@ -39,6 +47,7 @@ def generate(
         going_on = tokens != end_id
         for row, token in zip(alive[going_on].tolist(), tokens[going_on].tolist(), strict=True):
             answers[row].append(token)
+        going_on &= positions < limit
         if index == max_new_tokens - 1 or not bool(going_on.any()):
             break
         if not bool(going_on.all()):

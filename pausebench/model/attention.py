@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -69,6 +70,72 @@ class AttentionMask:
         if self.documents is not None:
             allowed = allowed & (self.documents[:, :, None] == self.documents[:, None, :])
         return allowed[:, None]
+
+
+class DocumentGroup(NamedTuple):
+    """Documents of like length, each in a row of its own for attention.
+
+    places: int64 [N, L], where a document's tokens stand in the flattened batch; padding repeats the first token. real:
+    bool [N, L]. allowed: as ``AttentionMask.dense`` for these N rows.
+    """
+
+    places: Tensor
+    real: Tensor
+    allowed: Tensor | None
+
+
+class Documents(NamedTuple):
+    """Packed rows taken apart: attention costs what the documents cost, not the square of the row.
+
+    inverse: int64 [B * T], each position's place among the real positions of all groups in order; padding, which
+    belongs to no document, takes the first.
+    """
+
+    groups: list[DocumentGroup]
+    inverse: Tensor
+
+
+LIKE_LENGTH = 0.7  # documents of a group have at least this share of the longest one's length
+
+
+def take_apart(mask: AttentionMask) -> Documents:
+    """The documents of packed rows; a document number of -1 is padding."""
+    assert mask.documents is not None
+    rows, length = mask.documents.shape
+    device = mask.documents.device
+    numbers = mask.documents + torch.arange(rows, device=device)[:, None] * (int(mask.documents.max()) + 1)
+    flat = numbers.masked_fill(mask.documents < 0, -1).flatten()
+    order = flat.argsort(stable=True)[int((flat < 0).sum()) :]  # real positions, document by document
+    sizes = torch.unique_consecutive(flat[order], return_counts=True)[1]
+    starts = sizes.cumsum(0) - sizes
+    by_size = sizes.argsort(descending=True, stable=True)
+    groups, taken = [], 0
+    listed = sizes[by_size].tolist()
+    while taken < len(listed):
+        longest = listed[taken]
+        count = sum(size >= LIKE_LENGTH * longest for size in listed[taken:])
+        chosen = by_size[taken : taken + count]
+        t = torch.arange(longest, device=device)
+        real = t < sizes[chosen][:, None]
+        places = order[starts[chosen][:, None] + torch.where(real, t, 0)]
+        roles = None
+        if mask.roles is not None:
+            roles = mask.roles.flatten()[places].masked_fill(~real, Role.PADDING.value)
+        groups.append(DocumentGroup(places, real, AttentionMask(mask.kind, roles).dense()))
+        taken += count
+    inverse = torch.zeros(rows * length, dtype=torch.int64, device=device)
+    inverse[torch.cat([group.places[group.real] for group in groups])] = torch.arange(len(order), device=device)
+    return Documents(groups, inverse)
+
+
+def attend_documents(q: Tensor, k: Tensor, v: Tensor, n_heads: int, documents: Documents) -> Tensor:
+    """``attend`` for packed rows: [B, T, D] each -> [B, T, D]."""
+    flat = [part.flatten(0, 1) for part in (q, k, v)]
+    attended = []
+    for group in documents.groups:
+        rows = [part.index_select(0, group.places.flatten()).view(*group.places.shape, -1) for part in flat]
+        attended.append(attend(rows[0], rows[1], rows[2], n_heads, group.allowed)[group.real])
+    return torch.cat(attended).index_select(0, documents.inverse).view_as(q)
 
 
 def decoding_mask(kind: AttentionKind, key_roles: Tensor, positions: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pausebench.config import ModelConfig
-from pausebench.model.attention import AttentionMask, attend
+from pausebench.model.attention import AttentionMask, Documents, attend, attend_documents, take_apart
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": partial(F.gelu, approximate="tanh"),  # GPT-2's
@@ -76,7 +76,7 @@ class Block(nn.Module):
     def forward(
         self,
         x_BTD: Tensor,
-        allowed: Tensor | None,
+        allowed: Tensor | Documents | None,
         last: int,
         cache: KeyValueCache | None,
         decode_positions: Tensor | None,
@@ -90,10 +90,15 @@ class Block(nn.Module):
             q = F.linear(normed[:, -last:], self.qkv.weight[:D], self.qkv.bias[:D])
             k, v = F.linear(normed, self.qkv.weight[D:], self.qkv.bias[D:]).chunk(2, dim=2)
             x_BTD = x_BTD[:, -last:]
+            assert not isinstance(allowed, Documents)
             allowed = None if allowed is None else allowed[:, :, -last:]
         if cache is not None:
             k, v = cache.write(self.layer, k, v, decode_positions)
-        x_BTD = x_BTD + self.attention_out(attend(q, k, v, self.n_heads, allowed))
+        if isinstance(allowed, Documents):
+            attended = attend_documents(q, k, v, self.n_heads, allowed)
+        else:
+            attended = attend(q, k, v, self.n_heads, allowed)
+        x_BTD = x_BTD + self.attention_out(attended)
         mlp: Tensor = self.mlp_out(self.activation(self.mlp_in(self.norm_mlp(x_BTD))))
         return x_BTD + mlp
 
@@ -135,7 +140,9 @@ class Decoder(nn.Module):
             x_BTD = x_BTD + self.position_embedding.weight[: input_ids_BT.shape[1]]
         else:
             x_BTD = x_BTD + self.position_embedding(positions_BT)
-        allowed = decoding if decoding is not None else (mask.dense() if mask is not None else None)
+        allowed: Tensor | Documents | None = decoding
+        if mask is not None:
+            allowed = mask.dense() if mask.documents is None else take_apart(mask)
         decode_positions = None if decoding is None or positions_BT is None else positions_BT[:, 0]
         T = input_ids_BT.shape[1]
         for block in self.blocks:

@@ -6,10 +6,10 @@
 A tie is "less". The count of ones is uniform in 0..n, so "less" has (n // 2 + 1) / (n + 1): .524 at n = 20.
 """
 
-from pausebench.tasks.base import Example, Task
+from pausebench.tasks.base import Example, Row, Task
 
 
-def to_example(row: dict[str, str]) -> Example:
+def to_example(row: Row) -> Example:
     bits = row["bits"].split()
     target = "more" if 2 * bits.count("1") > len(bits) else "less"
     return Example(f"{row['bits']} MAJ", target, (target,))
@@ -18,10 +18,10 @@ def to_example(row: dict[str, str]) -> Example:
 MAJORITY = Task(
     name="majority",
     version=1,
-    world_kind="count",
     to_example=to_example,
-    metric="exact_match",
-    test_rows=2000,
-    max_new_tokens=1,
+    metrics=("exact_match",),
+    worlds=("count",),
+    generated_rows=2000,
+    answer_tokens=1,
     chance=lambda n, alphabet: (n // 2 + 1) / (n + 1),
 )

@@ -6,10 +6,10 @@
 The count of ones is uniform in 0..n, so the largest class is "rest0" with (n // 3 + 1) / (n + 1): .333 at n = 20.
 """
 
-from pausebench.tasks.base import Example, Task
+from pausebench.tasks.base import Example, Row, Task
 
 
-def to_example(row: dict[str, str]) -> Example:
+def to_example(row: Row) -> Example:
     target = f"rest{row['bits'].count('1') % 3}"
     return Example(f"{row['bits']} M3", target, (target,))
 
@@ -17,10 +17,10 @@ def to_example(row: dict[str, str]) -> Example:
 MOD3 = Task(
     name="mod3",
     version=1,
-    world_kind="count",
     to_example=to_example,
-    metric="exact_match",
-    test_rows=2000,
-    max_new_tokens=1,
+    metrics=("exact_match",),
+    worlds=("count",),
+    generated_rows=2000,
+    answer_tokens=1,
     chance=lambda n, alphabet: (n // 3 + 1) / (n + 1),
 )

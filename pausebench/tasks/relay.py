@@ -8,21 +8,21 @@ With ``prefix=bottleneck`` the cue and the target attend to the pauses and to ea
 pauses are the only channel. With K = 0 token accuracy is exactly chance, 1 / alphabet, whatever is learned.
 """
 
-from pausebench.tasks.base import Example, Task
+from pausebench.tasks.base import Example, Row, Task
 
 
-def to_example(row: dict[str, str]) -> Example:
+def to_example(row: Row) -> Example:
     return Example(row["symbols"], row["symbols"], (row["symbols"],))
 
 
 RELAY = Task(
     name="relay",
     version=1,
-    world_kind="relay",
     to_example=to_example,
-    metric="token_accuracy",
-    test_rows=500,
-    max_new_tokens=24,
+    metrics=("token_accuracy", "exact_match"),
+    worlds=("relay",),
+    generated_rows=500,
+    answer_tokens=24,
     chance=lambda n, alphabet: 1 / alphabet,
     cue="=",
 )

@@ -18,7 +18,8 @@ def summed_loss(model: Decoder, batch: Batch, device: torch.device) -> Tensor:
     """Sum of the cross entropy over the supervised positions of a CPU batch, in nats (float32 scalar on device)."""
     labels = batch.labels[:, -batch.last :].flatten()
     supervised = (labels != IGNORE_INDEX).nonzero()[:, 0]  # found on the CPU: no device is waited for
-    hidden = model(batch.input_ids.to(device), batch.mask.to(device), last=batch.last).flatten(0, 1)
+    positions = None if batch.positions is None else batch.positions.to(device)
+    hidden = model(batch.input_ids.to(device), batch.mask.to(device), positions, last=batch.last).flatten(0, 1)
     if len(supervised) < len(labels):
         hidden, labels = hidden.index_select(0, supervised.to(device)), labels[supervised]
     return summed_cross_entropy(hidden, model.token_embedding.weight, labels.to(device))

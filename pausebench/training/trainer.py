@@ -80,7 +80,7 @@ class Trainer:
         """
         self._resume()
         peak = peak_flops(self.device, self._dtype, torch.get_num_threads())
-        first_batch = self.batches.batch(self.position.step + 1)
+        self.batches.batch(self.position.step + 1)  # made before the clock starts
         began, began_tokens, flops = time.perf_counter(), self.position.tokens, 0.0
         with self.progress:
             for step in range(self.position.step + 1, self.config.steps + 1):
@@ -117,7 +117,7 @@ class Trainer:
         return {
             "step": self.position.step,
             "tokens": self.position.tokens,
-            "tokens_per_step": first_batch.input_ids.numel(),
+            "tokens_per_step": round(self.position.tokens / self.position.step),
             "loss": row["loss"],
             "validation_loss": row["validation_loss"],
             "best_step": self.position.best_step,

@@ -23,12 +23,15 @@ from pausebench.config import (
     FinetuneConfig,
     ModelConfig,
     Precision,
+    TokenizerConfig,
+    TokenizerKind,
     TrackingConfig,
     TrainConfig,
     WorldConfig,
 )
-from pausebench.data.batches import finetuning_batches
+from pausebench.data.batches import Batches, RowLayout, generated_batches
 from pausebench.data.embedded import build_world
+from pausebench.model.decoder import Decoder
 from pausebench.results.run_folder import RunFolder
 from pausebench.tasks import TASKS
 from pausebench.training.device import cpu_threads
@@ -41,6 +44,7 @@ CONFIG = FinetuneConfig(
     task="parity",
     model=ModelConfig("mini", 2, 1, 16, 64, 64, activation="relu", embedding_std=0.5, linear_gain=0.8),
     world=WorldConfig("count20", "count", 28, 10, 20, 20, ["MAJ", "FIRST", "LAST"]),
+    tokenizer=TokenizerConfig(kind=TokenizerKind.words),
     prefix=AttentionKind.causal,
     k=8,
     train=TrainConfig(steps=STEPS, warmup_steps=35, lr=1.5e-3),
@@ -48,11 +52,14 @@ CONFIG = FinetuneConfig(
 )
 
 
+def model_and_batches() -> tuple[Decoder, Batches]:
+    tokenizer = build_world(CONFIG.world).tokenizer
+    return build_model(CONFIG, tokenizer), generated_batches(CONFIG, RowLayout.of(CONFIG, TASKS["parity"], tokenizer))
+
+
 def bare() -> float:
     """Seconds a step of the plain loop."""
-    world = build_world(CONFIG.world)
-    model = build_model(CONFIG, world)
-    batches = finetuning_batches(CONFIG, TASKS["parity"], world)
+    model, batches = model_and_batches()
     rows = [batches.batch(step) for step in range(1, STEPS + 1)]
     optimizer = torch.optim.AdamW(model.parameters(), lr=1.5e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
     began = time.perf_counter()
@@ -68,13 +75,13 @@ def bare() -> float:
 
 def trainer() -> float:
     """Seconds a step of the trainer, rows, logs, validation and checkpoints included."""
-    world = build_world(CONFIG.world)
+    model, batches = model_and_batches()
     folder = RunFolder(tempfile.mkdtemp(), "finetune", "bench")
     folder.create()
     progress = Progress("bench", STEPS, quiet=True)
     whole = Trainer(
-        build_model(CONFIG, world),
-        finetuning_batches(CONFIG, TASKS["parity"], world),
+        model,
+        batches,
         CONFIG.train,
         folder,
         precision=Precision.fp32,

@@ -18,10 +18,12 @@ from pausebench.config import (
     ModelConfig,
     PauseConfig,
     PretrainConfig,
+    TokenizerConfig,
+    TokenizerKind,
     TrainConfig,
     WorldConfig,
 )
-from pausebench.data.batches import Batch, Batches, encode_examples, finetuning_batches, pretraining_batches
+from pausebench.data.batches import Batch, Batches, RowLayout, document_batches, generated_batches
 from pausebench.data.embedded import (
     TEST_SEED,
     VALIDATION_SEED,
@@ -29,6 +31,7 @@ from pausebench.data.embedded import (
     corpus_fingerprint,
     task_fingerprint,
 )
+from pausebench.data.task_rows import encode
 from pausebench.data.tokenizer import WordTokenizer
 from pausebench.errors import BadInput
 from pausebench.pauses import IGNORE_INDEX
@@ -36,6 +39,7 @@ from pausebench.tasks import TASKS, Example
 
 COUNT_WORLDS = ["count16", "count20", "count24"]
 MODEL = ModelConfig(name="x", n_layers=1, n_heads=1, d_model=8, d_mlp=8, max_positions=64)
+WORDS = TokenizerConfig(kind=TokenizerKind.words)
 Worlds = Callable[[str], WorldConfig]
 
 
@@ -189,9 +193,9 @@ def test_no_users_seed_reads_the_test_or_validation_rows(world_config: Worlds) -
     assert TEST_SEED != VALIDATION_SEED
     for seed in (TEST_SEED, VALIDATION_SEED):
         with pytest.raises(BadInput, match="seed"):
-            PretrainConfig(model=MODEL, world=world_config("count20"), seed=seed)
+            PretrainConfig(model=MODEL, world=world_config("count20"), tokenizer=WORDS, seed=seed)
         with pytest.raises(BadInput, match="seed"):
-            FinetuneConfig(task="parity", model=MODEL, world=world_config("count20"), seed=seed)
+            FinetuneConfig(task="parity", model=MODEL, world=world_config("count20"), tokenizer=WORDS, seed=seed)
     world = build_world(world_config("relay"))  # 8 ** 24 strings: none comes twice by chance
     splits = [
         {row["symbols"] for row in world.task_rows(seed, 0, 500)}
@@ -206,9 +210,9 @@ def test_no_users_seed_reads_the_test_or_validation_rows(world_config: Worlds) -
 def test_the_count_worlds_have_64_tokens_with_end_and_pause_last(world_config: Worlds) -> None:
     for name in COUNT_WORLDS:
         tokenizer = build_world(world_config(name)).tokenizer
-        assert tokenizer.vocab_size == 64 == len(set(tokenizer.words))
-        assert tokenizer.words[-2:] == ["<end>", "<pause>"]
+        assert tokenizer.vocab_size == 64 == len(set(tokenizer.words)) + 2
         assert (tokenizer.end_id, tokenizer.pause_id) == (62, 63)
+        assert [tokenizer.spelling(index) for index in (0, 62, 63)] == ["0", "<end>", "<pause>"]
 
 
 @given(st.lists(st.sampled_from(["a", "b", "="]), min_size=1, max_size=20))
@@ -225,7 +229,7 @@ def test_texts_encoded_together_equal_texts_encoded_alone(texts: list[str]) -> N
     tokenizer = WordTokenizer(["a", "b"])
     ids, lengths = tokenizer.encode_batch(texts)
     for row, length, text in zip(ids.tolist(), lengths.tolist(), texts, strict=True):
-        assert row[:length] == tokenizer.encode(text) == [tokenizer.ids[word] for word in text.split()]
+        assert row[:length] == tokenizer.encode(text) == [tokenizer.words.index(word) for word in text.split()]
         assert set(row[length:]) <= {tokenizer.end_id}
 
 
@@ -242,7 +246,7 @@ def test_an_unknown_word_is_refused_and_special_tokens_cannot_be_spelled(text: s
 )
 def test_an_empty_prefix_or_target_is_refused_with_its_row(example: Example, name: str) -> None:
     with pytest.raises(BadInput, match=f"row 1 has an empty {name}"):
-        encode_examples([Example("a", "b", ("b",)), example], WordTokenizer(["a", "b"]))
+        encode([Example("a", "b", ("b",)), example], TASKS["parity"], WordTokenizer(["a", "b"]))
 
 
 # Batches
@@ -250,13 +254,14 @@ def test_an_empty_prefix_or_target_is_refused_with_its_row(example: Example, nam
 
 def pretraining(world: WorldConfig, **options: Any) -> Batches:
     options = {"train": TrainConfig(batch_size=64)} | options
-    return pretraining_batches(PretrainConfig(model=MODEL, world=world, **options).resolved(), build_world(world))
+    config = PretrainConfig(model=MODEL, world=world, tokenizer=WORDS, **options).resolved()
+    return document_batches(config, build_world(world))
 
 
 def finetuning(world: WorldConfig, **options: Any) -> Batches:
     options = {"train": TrainConfig(batch_size=64), "k": 3} | options
-    config = FinetuneConfig(task="parity", model=MODEL, world=world, **options).resolved()
-    return finetuning_batches(config, TASKS["parity"], build_world(world))
+    config = FinetuneConfig(task="parity", model=MODEL, world=world, tokenizer=WORDS, **options).resolved()
+    return generated_batches(config, RowLayout.of(config, TASKS["parity"], build_world(world).tokenizer))
 
 
 def same(a: Batch, b: Batch) -> bool:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
+import random
+import statistics
 from collections.abc import Callable
 from typing import Any
 
@@ -12,8 +15,9 @@ import torch
 from scipy import stats
 
 from pausebench.config import AttentionKind, Placement, WorldConfig
-from pausebench.data.batches import RowLayout
+from pausebench.data.batches import EncodedExamples, RowLayout
 from pausebench.data.embedded import TEST_SEED, Row, World, build_world
+from pausebench.data.tokenizer import WordTokenizer
 from pausebench.evaluation import generate as generation
 from pausebench.evaluation.evaluator import Evaluator
 from pausebench.evaluation.generate import generate, greedy
@@ -21,13 +25,14 @@ from pausebench.evaluation.metrics import exact_match, mean_and_stderr, token_ac
 from pausebench.evaluation.score import target_log_likelihoods
 from pausebench.model.attention import AttentionMask
 from pausebench.model.decoder import Decoder
-from pausebench.pauses import Rows, inference_rows
+from pausebench.pauses import Role, Rows, inference_rows
 from pausebench.tasks import TASKS, Example, Task
 
-PARITY = dataclasses.replace(TASKS["parity"], test_rows=150)
-RELAY = dataclasses.replace(TASKS["relay"], test_rows=60)
+PARITY = dataclasses.replace(TASKS["parity"], generated_rows=150)
+RELAY = dataclasses.replace(TASKS["relay"], generated_rows=60)
 Worlds = Callable[[str], WorldConfig]
 Models = Callable[..., Decoder]
+ROW_TENSORS = ("input_ids", "labels", "roles")
 
 
 class RaggedWorld:
@@ -42,13 +47,13 @@ class RaggedWorld:
         return [{"bits": row["bits"][: 1 + 2 * (7 * index % 20)]} for index, row in enumerate(rows, start)]
 
 
-# Answers of one to three words, over a list of any length.
+# Answers of one to three words that end in an end token, over a list of any length.
 RAGGED = dataclasses.replace(
     PARITY,
     to_example=lambda row: Example(
         row["bits"], " ".join(["even"] * (1 + row["bits"].count("1") % 3)), ("even", "even even")
     ),
-    max_new_tokens=3,
+    answer_tokens=None,
     cue="MAJ",
 )
 
@@ -59,10 +64,30 @@ def layout_of(task: Task, world: World | RaggedWorld, kind: AttentionKind = Atte
     return RowLayout(0, Placement.append, kind, cue, tokenizer.pause_id, tokenizer.end_id)
 
 
+def examples_of(task: Task, world: World | RaggedWorld) -> list[Example]:
+    return [task.to_example(row) for row in world.task_rows(TEST_SEED, 0, task.generated_rows)]
+
+
+def evaluator_of(model: Decoder, task: Task, world: World | RaggedWorld, batch_size: int) -> Evaluator:
+    return Evaluator(
+        model,
+        task,
+        examples_of(task, world),
+        world.tokenizer,
+        batch_size=batch_size,
+        max_length=model.config.max_positions,
+        max_new_tokens=3,
+    )
+
+
 def evaluated(
     model: Decoder, task: Task, world: World | RaggedWorld, layout: RowLayout, batch_size: int, m: int
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    result, predictions = Evaluator(model, task, world, batch_size).evaluate(layout, m)  # type: ignore[arg-type]
+    return scored(evaluator_of(model, task, world, batch_size), layout, m)
+
+
+def scored(evaluator: Evaluator, layout: RowLayout, m: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    result, predictions = evaluator.evaluate(layout, m)
     del result["examples_per_second"]
     return result, predictions
 
@@ -114,11 +139,9 @@ def test_scores_for_each_m_are_the_same_one_by_one_and_as_a_list(
     world = build_world(world_config(name))
     model = make_decoder(world.tokenizer.vocab_size)
     layout = layout_of(task, world)
-    together = Evaluator(model, task, world, 64)
+    together = evaluator_of(model, task, world, 64)
     for m in (0, 8, 2, 8):
-        result, predictions = together.evaluate(dataclasses.replace(layout, k=5), m)
-        del result["examples_per_second"]
-        assert (result, predictions) == evaluated(model, task, world, layout, 64, m)
+        assert scored(together, dataclasses.replace(layout, k=5), m) == evaluated(model, task, world, layout, 64, m)
 
 
 def test_scores_depend_on_m_and_on_the_filler(make_decoder: Models, world_config: Worlds) -> None:
@@ -146,8 +169,9 @@ def rows_of(lengths: list[int]) -> Rows:
     """Prefixes of these lengths as they reach the decoder, padded with the end token 14."""
     generator = torch.Generator().manual_seed(0)
     input_ids = torch.randint(0, 14, (len(lengths), max(lengths)), generator=generator)
-    input_ids[torch.arange(max(lengths)) >= torch.tensor(lengths)[:, None]] = 14
-    return Rows(input_ids, input_ids, torch.zeros_like(input_ids, dtype=torch.int8), torch.tensor(lengths))
+    padding = torch.arange(max(lengths)) >= torch.tensor(lengths)[:, None]
+    roles = torch.where(padding, Role.PADDING.value, Role.PREFIX.value).to(torch.int8)
+    return Rows(input_ids.masked_fill(padding, 14), input_ids, roles, torch.tensor(lengths))
 
 
 def test_a_pause_is_never_emitted_even_where_it_has_the_largest_logit(
@@ -193,7 +217,7 @@ def test_finished_rows_leave_the_batch_and_the_others_answer_as_if_alone(
     assert sizes == [sum(length >= step for length in lengths) for step in range(min(12, max(lengths) + 1))]
     for index, length in enumerate(rows.lengths.tolist()):
         one = Rows(
-            *(getattr(rows, name)[index : index + 1, :length] for name in ("input_ids", "labels", "roles")),
+            *(getattr(rows, name)[index : index + 1, :length] for name in ROW_TENSORS),
             rows.lengths[index : index + 1],
         )
         assert generate(model, one, AttentionKind.causal, **options) == [together[index]]
@@ -243,6 +267,159 @@ def test_an_answer_is_never_longer_than_asked(make_decoder: Models) -> None:
         assert generate(model, rows_of([4, 2]), AttentionKind.causal, **options) == [[3] * limit] * 2
 
 
+@pytest.mark.parametrize("kind", AttentionKind)
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+def test_a_row_at_the_limit_stops_by_itself_whatever_batch_it_is_in(
+    make_decoder: Models, kind: AttentionKind, batch_size: int
+) -> None:
+    model = make_decoder(16, seed=10, embedding_std=0.2, linear_gain=3.0)
+    rows = rows_of([5, 9, 2, 7, 10, 6, 3, 8, 9, 1])
+    options = {"max_new_tokens": 20, "end_id": 14, "pause_id": 15}
+    unlimited = generate(model, rows, kind, **options)
+    stopped = 0
+    for first in range(0, 10, batch_size):
+        part = Rows(*(getattr(rows, field.name)[first : first + batch_size] for field in dataclasses.fields(rows)))
+        width = int(part.lengths.max())
+        part = dataclasses.replace(part, **{name: getattr(part, name)[:, :width] for name in ROW_TENSORS})
+        answers = generate(model, part, kind, limit=10, **options)
+        for answer, length, whole in zip(answers, part.lengths.tolist(), unlimited[first:], strict=False):
+            assert answer == whole[: 10 - length + 1], "one token is read off the last position"
+            stopped += len(answer) < len(whole)
+    assert 3 < stopped < 10, "some rows are stopped, others end by themselves"
+
+
+def test_without_a_limit_rows_stop_where_the_position_table_ends(make_decoder: Models) -> None:
+    model = make_decoder(16, max_positions=12)
+    favour(model, 3)
+    options = {"max_new_tokens": 99, "end_id": 14, "pause_id": 15}
+    answers = generate(model, rows_of([4, 12, 11]), AttentionKind.causal, **options)
+    assert [len(answer) for answer in answers] == [9, 1, 2]
+
+
+# Text: prefixes and answers of any length
+
+TOKENIZER = WordTokenizer([f"w{number}" for number in range(14)])
+M, MAX_LENGTH = 3, 40
+LONGEST_PREFIX = MAX_LENGTH - M - MAX_LENGTH // 8
+
+
+def words(count: int, seed: int) -> str:
+    draw = random.Random(seed)
+    return " ".join(f"w{draw.randrange(14)}" for _ in range(count))
+
+
+def text(prefix: str, target: str) -> Example:
+    return Example(prefix, target, (target, "w3"))
+
+
+def text_evaluator(
+    model: Decoder, examples: list[Example], batch_size: int = 32, *, task: Task = TASKS["squad"], **options: Any
+) -> Evaluator:
+    return Evaluator(model, task, examples, TOKENIZER, batch_size=batch_size, max_length=MAX_LENGTH, **options)
+
+
+def text_layout(kind: AttentionKind = AttentionKind.bidirectional) -> RowLayout:
+    empty = torch.zeros(0, dtype=torch.int64)
+    return RowLayout(0, Placement.append, kind, empty, TOKENIZER.pause_id, TOKENIZER.end_id)
+
+
+def prefixes_read(evaluator: Evaluator, layout: RowLayout, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What stands before the pauses when decoding begins, sorted by text."""
+    read = []
+
+    def recorded(model: Decoder, rows: Rows, *given: Any, **options: Any) -> list[list[int]]:
+        for ids, length in zip(rows.input_ids.tolist(), rows.lengths.tolist(), strict=True):
+            assert ids[length - M : length] == [TOKENIZER.pause_id] * M
+            read.append(TOKENIZER.decode(ids[: length - M]))
+        return generate(model, rows, *given, **options)
+
+    monkeypatch.setattr("pausebench.evaluation.evaluator.generate", recorded)
+    evaluator.evaluate(layout, M)
+    monkeypatch.undo()
+    return sorted(read)
+
+
+@pytest.mark.parametrize("kind", [AttentionKind.causal, AttentionKind.bidirectional])
+@pytest.mark.parametrize("name", ["squad", "gsm8k"])
+def test_a_text_tasks_scores_are_the_same_for_batch_sizes_1_7_and_32(
+    make_decoder: Models, kind: AttentionKind, name: str
+) -> None:
+    draw = random.Random(0)
+    examples = [text(words(draw.randint(1, 60), i), words(draw.randint(1, 9), 100 + i)) for i in range(40)]
+    model = make_decoder(16, seed=10, embedding_std=0.2, linear_gain=3.0)
+    whole, *others = (
+        scored(text_evaluator(model, examples, size, task=TASKS[name]), text_layout(kind), M) for size in (32, 7, 1)
+    )
+    result, predictions = whole
+    assert 10 < result["prefixes_cut"] < 30
+    assert set(result["metrics"]) == set(TASKS[name].metrics)
+    assert len({len(row["prediction"].split()) for row in predictions}) > 5
+    assert [row["prefix"] for row in predictions] == [example.prefix for example in examples], "whole, in order"
+    assert all(other == whole for other in others)
+
+
+def test_an_answer_of_text_is_as_long_as_asked_or_as_there_are_positions(make_decoder: Models) -> None:
+    model = make_decoder(16)
+    favour(model, 3)
+    examples = [text(words(length, length), "w1") for length in (1, 20, LONGEST_PREFIX, 60)]
+    _, predictions = text_evaluator(model, examples).evaluate(text_layout(), M)
+    assert [len(row["prediction"].split()) for row in predictions] == [37, 18, 6, 6]
+    _, predictions = text_evaluator(model, examples, max_new_tokens=7).evaluate(text_layout(), M)
+    assert [len(row["prediction"].split()) for row in predictions] == [7, 7, 6, 6]
+
+
+def test_a_prefix_longer_than_the_room_loses_its_beginning_whatever_the_answer(
+    make_decoder: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_decoder(16, seed=10, embedding_std=0.2, linear_gain=3.0)
+    prefixes = [words(length, length) for length in (5, LONGEST_PREFIX, LONGEST_PREFIX + 1, 60)]
+    expected = sorted(" ".join(prefix.split()[-LONGEST_PREFIX:]) for prefix in prefixes)
+    said = []
+    for answer in (1, 4, 5, 30):
+        evaluator = text_evaluator(model, [text(prefix, words(answer, 0)) for prefix in prefixes])
+        assert prefixes_read(evaluator, text_layout(), monkeypatch) == expected
+        result, predictions = evaluator.evaluate(text_layout(), M)
+        assert result["prefixes_cut"] == 2
+        assert [row["prefix"] for row in predictions] == prefixes, "shown whole"
+        said.append([row["prediction"] for row in predictions])
+    assert all(row == said[0] for row in said)
+
+
+def test_an_answer_of_fixed_length_has_the_room_it_needs(make_decoder: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = dataclasses.replace(RELAY, answer_tokens=12, cue="")
+    room = MAX_LENGTH - M - 12
+    prefixes = [words(length, length) for length in (3, room, room + 1, 30)]
+    evaluator = text_evaluator(make_decoder(16), [text(prefix, words(12, 0)) for prefix in prefixes], task=task)
+    expected = sorted(" ".join(prefix.split()[-room:]) for prefix in prefixes)
+    assert prefixes_read(evaluator, text_layout(), monkeypatch) == expected
+    assert evaluator.evaluate(text_layout(), M)[0]["prefixes_cut"] == 2
+
+
+def test_more_pauses_leave_a_prefix_less_room(make_decoder: Models) -> None:
+    evaluator = text_evaluator(make_decoder(16), [text(words(length, 0), "w1") for length in (20, 25, 30, 35)])
+    cut = [evaluator.evaluate(text_layout(), m)[0]["prefixes_cut"] for m in (0, 3, 10, 20)]
+    assert cut == [0, 1, 2, 4]
+
+
+@pytest.mark.parametrize("kind", AttentionKind)
+def test_a_long_targets_likelihood_is_that_of_its_beginning(make_decoder: Models, kind: AttentionKind) -> None:
+    """As many tokens as there are positions left, the end token the last of them; written out without batches."""
+    model = make_decoder(16, seed=10, embedding_std=0.2, linear_gain=3.0)
+    sizes = [(1, 50), (20, 50), (LONGEST_PREFIX, 50), (60, 50), (30, 5), (30, 6), (30, 7), (60, 1)]
+    examples = [text(words(prefix, prefix), words(target, 9)) for prefix, target in sizes]
+    _, predictions = text_evaluator(model, examples).evaluate(text_layout(kind), M)
+    double = copy.deepcopy(model).double()
+    for example, row in zip(examples, predictions, strict=True):
+        prefix = TOKENIZER.encode(example.prefix)[-LONGEST_PREFIX:]
+        beginning = [*TOKENIZER.encode(example.target), TOKENIZER.end_id][: MAX_LENGTH - M - len(prefix)]
+        ids = [*prefix, *[TOKENIZER.pause_id] * M, *beginning]
+        roles = torch.tensor([[0] * len(prefix) + [1] * M + [2] * len(beginning)], dtype=torch.int8)
+        logits = double.logits(double(torch.tensor([ids]), AttentionMask(kind, roles)))[0].detach()
+        first = len(ids) - len(beginning)
+        chosen = logits.log_softmax(dim=1)[range(first - 1, len(ids) - 1), beginning]
+        assert row["nll"] == pytest.approx(-float(chosen.mean()), abs=1e-8)
+
+
 # Target log-likelihood
 
 
@@ -257,6 +434,7 @@ def test_the_target_log_likelihood_is_the_sum_of_the_models_log_probabilities(
     _, predictions = evaluated(model, RAGGED, world, layout, 7, 3)
     for row in predictions[:40]:
         prefix, target = (world.tokenizer.encode(row[name]) for name in ("prefix", "target"))
+        target.append(world.tokenizer.end_id)
         pauses = [world.tokenizer.pause_id] * 3
         question = [*prefix, *pauses] if placement is Placement.append else [*pauses, *prefix]
         marks = [0] * len(prefix) + [1] * 3 if placement is Placement.append else [1] * 3 + [0] * len(prefix)
@@ -274,11 +452,7 @@ def test_log_likelihoods_of_all_answers_sum_to_one(make_decoder: Models, world_c
     layout = layout_of(PARITY, world)
     prefix = torch.tensor([world.tokenizer.encode("1 0 1 PAR")]).expand(64, -1)
     lengths, ones = torch.full((64,), 4), torch.ones(64, dtype=torch.int64)
-    batch = layout.training_batch(
-        Evaluator(model, PARITY, world, 64)
-        ._batches[0][1]
-        ._replace(prefix=prefix, prefix_lengths=lengths, target=torch.arange(64)[:, None], target_lengths=ones)
-    )
+    batch = layout.training_batch(EncodedExamples(prefix, lengths, torch.arange(64)[:, None], ones))
     assert sum(map(math.exp, target_log_likelihoods(model, batch))) == pytest.approx(1.0, rel=1e-5)
 
 
@@ -327,14 +501,21 @@ def test_the_summary_is_the_mean_over_the_predictions(make_decoder: Models, worl
 def test_a_model_that_knows_the_answer_scores_one(
     make_decoder: Models, world_config: Worlds, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Read against the split itself, so a prediction in another row's place would show."""
-    world, model = build_world(world_config("count20")), make_decoder(64)
-    evaluator = Evaluator(model, PARITY, world, 7)
-    right = iter(
-        [[world.tokenizer.ids[evaluator.examples[number].target]] for number in numbers]
-        for numbers, _ in evaluator._batches
-    )
-    monkeypatch.setattr("pausebench.evaluation.evaluator.generate", lambda *_, **__: next(right))
-    result, predictions = evaluator.evaluate(layout_of(PARITY, world), 0)
-    assert result["value"] == 1.0
-    assert all(row["correct"] and row["prediction"] == row["target"] for row in predictions)
+    """Batches are not in the split's order, so a prediction in another row's place would show."""
+    world, model = RaggedWorld(world_config("count20")), make_decoder(64)
+    targets = {example.prefix: example.target for example in examples_of(RAGGED, world)}
+    read = []
+
+    def knowing(model: Decoder, rows: Rows, *_: Any, **__: Any) -> list[list[int]]:
+        lengths = rows.lengths.tolist()
+        read.extend(lengths)
+        prefixes = [
+            world.tokenizer.decode(ids[: n - 1]) for ids, n in zip(rows.input_ids.tolist(), lengths, strict=True)
+        ]
+        return [world.tokenizer.encode(targets[prefix]) for prefix in prefixes]
+
+    monkeypatch.setattr("pausebench.evaluation.evaluator.generate", knowing)
+    result, predictions = evaluated(model, RAGGED, world, layout_of(RAGGED, world), 7, 0)
+    assert read != [1 + len(row["prefix"].split()) for row in predictions]
+    assert all(row["prediction"] == row["target"] for row in predictions)
+    assert result["value"] == statistics.fmean(row["target"] in ("even", "even even") for row in predictions)

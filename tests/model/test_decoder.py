@@ -23,7 +23,8 @@ GPT2_VOCABULARY = 50257 + 1  # GPT-2's tokens and <pause>
 
 
 def published(name: str) -> ModelConfig:
-    return ModelConfig(**OmegaConf.load(CONF / f"{name}.yaml"))
+    loaded = OmegaConf.load(CONF / f"{name}.yaml")
+    return ModelConfig(**loaded.get("model", loaded))  # tiny also chooses its data
 
 
 def parameters(name: str, vocab_size: int) -> int:

@@ -130,7 +130,7 @@ def stepped(model: Decoder, batch: Batch, micro_batch_size: int | None, folder: 
     progress = Progress("test", 2, quiet=True)
     trainer = Trainer(
         model,
-        Batches(lambda seed, start, count: batch, 0, rows),
+        Batches(lambda first, count: [batch] * count, 1, lambda count: batch),
         config,
         RunFolder(folder, "finetune", "test"),
         precision=Precision.fp32,

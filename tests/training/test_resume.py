@@ -24,7 +24,10 @@ COMMON = (
     f"train.steps={STEPS} train.batch_size=16 train.log_every=5 train.validate_every=7 train.checkpoint_every=6 "
     "train.validation_rows=32 tracking=off quiet=true"
 )
-COMMANDS = {"pretrain": f"pretrain pause=on {COMMON}", "finetune": f"finetune task=parity k=3 init=random {COMMON}"}
+COMMANDS = {
+    "pretrain": f"pretrain world=count20 pause=on {COMMON}",
+    "finetune": f"finetune task=parity k=3 init=random {COMMON}",
+}
 
 
 def in_child(work: Callable[[], Any]) -> int:

@@ -10,7 +10,7 @@ import pytest
 
 from pausebench import cli
 
-LINE = "pretrain train.steps=6 train.batch_size=8 train.log_every=2 tracking=wandb quiet=true"
+LINE = "pretrain world=count20 train.steps=6 train.batch_size=8 train.log_every=2 tracking=wandb quiet=true"
 
 
 def finished(root: Path) -> bool:

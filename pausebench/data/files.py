@@ -1,0 +1,198 @@
+"""Rows of local files: ``root/DATASET/SPLIT.EXT``, or ``SPLIT-*.EXT`` for a split in several files.
+
+EXT is jsonl or jsonl.gz (one JSON object a line), json (a list of objects), parquet, txt or txt.gz (documents separated
+by blank lines, each a row ``{"text": ...}``).
+
+Invariant: rows come in the order of the files' names and of their lines; every complaint names file and line; every
+string of a row can be encoded.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+from pausebench.errors import BadInput
+
+EXTENSIONS = ("jsonl.gz", "jsonl", "json", "parquet", "txt.gz", "txt")
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # half a character, escaped: fine in a pair, no text alone
+
+
+class Located(NamedTuple):
+    """A row and where it stands, for messages."""
+
+    row: Mapping[str, Any]
+    where: str
+
+
+def read_split(root: Path, dataset: str, split: str) -> Iterator[Located]:
+    """The rows of a split in order.
+
+    Raises ``BadInput`` for a missing folder, dataset or split, an empty one, and every kind of broken file.
+    """
+    empty = True
+    paths = split_files(root, dataset, split)
+    for path in paths:
+        for located in _READERS[_extension(path)](path):
+            empty = False
+            yield located
+    if empty:
+        raise BadInput(f"{paths[0]} has no rows. Every split needs at least one.")
+
+
+def split_files(root: Path, dataset: str, split: str) -> list[Path]:
+    """The files of a split, sorted by name. Raises ``BadInput`` when there is none, with what there is."""
+    if not root.is_dir():
+        raise BadInput(f"data.root={root} is no folder; it has to hold {dataset}/{split}.jsonl.gz or the like.")
+    folder = root / dataset
+    if not folder.is_dir():
+        names = [path.name for path in _entries(root) if path.is_dir()]
+        raise BadInput(f"{folder} does not exist; data.root={root} holds {', '.join(names) or 'no folder'}.")
+    name = re.compile(rf"{re.escape(split)}(-[^.]*)?\.({'|'.join(map(re.escape, EXTENSIONS))})")
+    entries = _entries(folder)
+    found = [path for path in entries if name.fullmatch(path.name)]
+    if not found:
+        names = [path.name for path in entries]
+        raise BadInput(
+            f"{folder} has no split {split}: looked for {split}.EXT and {split}-*.EXT with EXT one of "
+            f"{', '.join(EXTENSIONS)}; the folder holds {', '.join(names[:8]) or 'nothing'}."
+        )
+    if len({_extension(path) for path in found}) > 1:
+        raise BadInput(
+            f"{folder} has the split {split} in several formats: {', '.join(path.name for path in found)}. Keep one."
+        )
+    if len(found) > 1 and any(path.name == f"{split}.{_extension(path)}" for path in found):
+        raise BadInput(
+            f"{folder} has the split {split} whole and in parts: {', '.join(path.name for path in found)}. Keep either."
+        )
+    for path in found:
+        if not path.is_file():
+            raise BadInput(f"{path} cannot be read (a folder, or a link to nothing); it has to be a file.")
+    return found
+
+
+def require_fields(located: Located, fields: tuple[str, ...]) -> Mapping[str, Any]:
+    """The row, when each field (a dot reaches into a nested one) is there and not null. Raises ``BadInput``."""
+    for name in fields:
+        value: Any = located.row
+        for part in name.split("."):
+            if not isinstance(value, Mapping) or part not in value:
+                raise BadInput(
+                    f"{located.where}: field {name} is missing; the row has {', '.join(map(str, located.row))}."
+                )
+            value = value[part]
+        if value is None:
+            raise BadInput(f"{located.where}: field {name} is null; it needs a value.")
+    return located.row
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:
+        raise BadInput(f"{folder} cannot be read ({error.strerror or error}).") from None
+
+
+def _extension(path: Path) -> str:
+    return next(extension for extension in EXTENSIONS if path.name.endswith(f".{extension}"))
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Numbered lines of a text file, gzip or not."""
+    number = 0
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            binary: IO[bytes] = file  # type: ignore[assignment]
+            for number, line in enumerate(binary, start=1):
+                yield number, line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise BadInput(
+            f"{path}, line {number}: byte {error.start} ({error.object[error.start]:#04x}) is not UTF-8. "
+            f"Convert the file, for example: iconv -f LATIN1 -t UTF-8."
+        ) from None
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        if number == 0 and isinstance(error, gzip.BadGzipFile):
+            raise BadInput(f"{path} is no gzip file ({error}). If it is plain text, name it without .gz.") from None
+        raise BadInput(
+            f"{path}: the gzip data breaks off after line {number} ({error}). The file is incomplete: copy or "
+            "download it again."
+        ) from None
+    except OSError as error:
+        raise BadInput(f"{path} cannot be read ({error.strerror or error}).") from None
+
+
+def _json_lines(path: Path) -> Iterator[Located]:
+    for number, line in _lines(path):
+        if not line.strip():
+            continue
+        row, where = _parsed(line.rstrip(), path, number), f"{path}, line {number}"
+        if not isinstance(row, dict):
+            raise BadInput(f"{where} is a JSON {type(row).__name__}; every line has to be an object.")
+        yield Located(row, where)
+
+
+def _json_list(path: Path) -> Iterator[Located]:
+    rows = _parsed("".join(line for _, line in _lines(path)), path, 1, " For one object a line name it .jsonl.")
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise BadInput(f"{path} has to be a JSON list of objects; for one object a line name it .jsonl.")
+    for number, row in enumerate(rows, start=1):
+        yield Located(row, f"{path}, row {number}")
+
+
+def _parsed(text: str, path: Path, line: int, advice: str = "") -> Any:
+    """The JSON value that starts in a line of a file."""
+    try:
+        value = json.loads(text)
+        if _SURROGATE.search(text):
+            json.dumps(value, ensure_ascii=False).encode()
+    except json.JSONDecodeError as error:
+        where = f"{path}, line {line + error.lineno - 1}"
+        raise BadInput(f"{where} is not JSON ({error.msg} at column {error.colno}).{advice}") from None
+    except (ValueError, RecursionError) as error:  # half a character; thousands of digits or of brackets
+        raise BadInput(f"{path}, line {line} cannot be read ({error}).") from None
+    return value
+
+
+def _parquet(path: Path) -> Iterator[Located]:
+    import pyarrow
+    import pyarrow.parquet
+
+    number = 0
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=1024):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield Located(row, f"{path}, row {number}")
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:  # ValueError: bytes that are no text
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise BadInput(f"{path} is no readable parquet file ({reason}, after row {number}).") from None
+
+
+def _text(path: Path) -> Iterator[Located]:
+    block: list[str] = []
+    first = 1
+    for number, line in _lines(path):
+        if line.strip():
+            first = first if block else number
+            block.append(line)
+        elif block:
+            yield Located({"text": "".join(block).rstrip("\r\n")}, f"{path}, line {first}")
+            block = []
+    if block:
+        yield Located({"text": "".join(block).rstrip("\r\n")}, f"{path}, line {first}")
+
+
+_READERS = {
+    "jsonl": _json_lines,
+    "jsonl.gz": _json_lines,
+    "json": _json_list,
+    "parquet": _parquet,
+    "txt": _text,
+    "txt.gz": _text,
+}

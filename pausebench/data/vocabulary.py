@@ -1,0 +1,67 @@
+"""The tokenizer that a config names, built once a process.
+
+Invariant: ``tokenizer=bpe`` is a function of its corpus' first documents, so that pretraining and finetuning, here and
+on another machine, get the same one without passing files around.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from contextlib import suppress
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+
+from pausebench.config import Source, TokenizerKind, TrainingConfig
+from pausebench.data import corpus, hub
+from pausebench.data.embedded import build_world
+from pausebench.data.tokenizer import BpeTokenizer, ByteTokenizer, Tokenizer, train_bpe
+
+GPT2_HUB_ID = "openai-community/gpt2"
+GPT2_REVISION = "607a30d783dfa663caf39e06633721c8d4cfcd7e"
+GPT2_FOLDER = "gpt2-tokenizer"  # under data.root
+FILES = ("vocab.json", "merges.txt")
+
+
+def open_tokenizer(config: TrainingConfig) -> Tokenizer:
+    """The tokenizer of a config. Raises ``BadInput`` for files that are missing or disagree."""
+    kind = config.tokenizer.kind
+    if kind is TokenizerKind.words:
+        return build_world(config.world).tokenizer
+    if kind is TokenizerKind.byte:
+        return ByteTokenizer()
+    if kind is TokenizerKind.gpt2:
+        return _gpt2(config.tokenizer.path, config.data.root, config.data.source)
+    return _trained(config)
+
+
+@lru_cache(maxsize=2)
+def _gpt2(path: str | None, root: str | None, source: Source) -> Tokenizer:
+    if path is None and source is Source.hub:
+        return BpeTokenizer(*hub.download(GPT2_HUB_ID, GPT2_REVISION, *FILES))
+    folder = Path(path) if path is not None else Path(root or ".") / GPT2_FOLDER
+    return BpeTokenizer(*(folder.expanduser() / name for name in FILES))
+
+
+_BY_FOLDER = lru_cache(maxsize=4)(lambda folder: BpeTokenizer(*(folder / name for name in FILES)))
+
+
+def _trained(config: TrainingConfig) -> Tokenizer:
+    """Train on first use; the files stay in the run root for the next command."""
+    settings = config.tokenizer
+    assert settings.vocab_size is not None  # resolved
+    documents = corpus.open_corpus(config)
+    identity = f"{settings.vocab_size} {settings.train_documents} {corpus.fingerprint(documents, '')}"
+    digest = hashlib.sha256(identity.encode()).hexdigest()[:8]
+    folder = Path(config.runs, "tokenizers", f"bpe-{config.corpus_name}-{settings.vocab_size}-{digest}")
+    if not folder.is_dir():
+        unfinished = folder.with_name(f".{folder.name}.{os.getpid()}")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        sample = islice(documents.documents(corpus.TRAIN, 0), settings.train_documents)
+        train_bpe(sample, settings.vocab_size, unfinished)
+        with suppress(OSError):  # another process was faster with the same files
+            unfinished.rename(folder)
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return _BY_FOLDER(folder)

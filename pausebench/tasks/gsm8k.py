@@ -1,0 +1,51 @@
+"""GSM8K: solve a word problem in steps, then give the number.
+
+    Question: A robe takes 2 bolts of blue fiber and half that much white fiber.  How many bolts in total does it take?
+    Answer: It takes 2/2=1 bolt of white fiber
+    So the total amount of fabric is 2+1=3 bolts of fabric
+    #### 3
+
+The published solution writes "2/2=<<2/2=1>>1": the marks are for a calculator that the model does not have here, and
+are stripped from target and reference alike. The headline is the accuracy of the final number; Rouge-1 compares the
+whole solution, which moves long before the number is right.
+"""
+
+import re
+
+from pausebench.tasks.base import Dataset, Example, Row, Task
+
+CALCULATOR_MARK = re.compile(r"<<[^<>]*>>")
+FINAL_LINE = re.compile(r"####.*[0-9].*")
+
+
+def to_example(row: Row) -> Example:
+    """The problem and its worked solution without calculator marks; the solution is target and only reference.
+
+    Raises ValueError where a field is not text, or where the solution does not end in "#### number".
+    """
+    for field in ("question", "answer"):
+        if not isinstance(row[field], str):
+            raise ValueError(f"{field} is {row[field]!r}, which is not text.")
+    solution = CALCULATOR_MARK.sub("", row["answer"]).strip()
+    final_line = solution.rpartition("\n")[2]
+    if not FINAL_LINE.fullmatch(final_line):
+        raise ValueError(f'answer ends in {final_line!r}, and its last line should read "#### number".')
+    return Example(f"Question: {row['question'].strip()}\nAnswer:", f" {solution}", (solution,))
+
+
+GSM8K = Task(
+    name="gsm8k",
+    version=1,
+    to_example=to_example,
+    metrics=("final_number", "rouge1"),
+    worlds=("english",),
+    dataset=Dataset(
+        name="gsm8k",
+        hub_id="openai/gsm8k",
+        subset="main",
+        revision="e53f048856ff4f594e959d75785d2c2d37b678ee",
+        train="train",
+        test="test",
+        fields=("question", "answer"),
+    ),
+)
