@@ -8,7 +8,8 @@ import typing
 from enum import Enum
 from pathlib import Path
 
-from pausebench.config import COMMANDS, MISSING, RunConfig
+from pausebench.config import COMMANDS, RunConfig
+from pausebench.groups import MISSING
 
 SUMMARIES = {
     "pretrain": "train a decoder on text, with pauses (PausePT) or without (StdPT)",

@@ -13,7 +13,7 @@ import torch
 from hypothesis import settings
 from omegaconf import OmegaConf
 
-from pausebench.config import ModelConfig, WorldConfig
+from pausebench.groups import ModelConfig, WorldConfig
 from pausebench.model.decoder import Decoder
 
 settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)

@@ -70,13 +70,17 @@ class HubMirror:
     def endpoint(self) -> str:
         return f"http://127.0.0.1:{self._server.server_address[1]}"
 
-    def commit(self, kind: str, repo_id: str, files: Files) -> str:
-        """A new revision of a repository, ``kind`` being "datasets" or "models"; its sha, a digest of the files."""
+    def commit(self, kind: str, repo_id: str, files: Files, sha: str | None = None) -> str:
+        """A new revision of a repository, ``kind`` being "datasets" or "models"; its sha, a digest of the files.
+
+        sha: the one to go by instead, where a client has it pinned.
+        """
         digest = hashlib.sha1(f"{kind}/{repo_id}".encode())
         for path, content in sorted(files.items()):
             digest.update(path.encode() + hashlib.sha1(content).digest())
-        self._repos.setdefault((kind, repo_id), {})[digest.hexdigest()] = dict(files)
-        return digest.hexdigest()
+        sha = sha or digest.hexdigest()
+        self._repos.setdefault((kind, repo_id), {})[sha] = dict(files)
+        return sha
 
     def sha(self, repo_id: str, kind: str = "datasets") -> str:
         """The latest revision, which "main" names; of a moved repository, its new place's."""

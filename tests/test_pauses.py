@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 
-from pausebench.config import AttentionKind, Placement
 from pausebench.data.batches import Batch
+from pausebench.groups import AttentionKind, Placement
 from pausebench.model.attention import AttentionMask
 from pausebench.model.decoder import Decoder
 from pausebench.pauses import IGNORE_INDEX, Role, draw_places, finetuning_rows, inference_rows, inject, pause_count

@@ -11,13 +11,14 @@ from omegaconf import OmegaConf
 
 from pausebench.commands import runs
 from pausebench.commands.finetune import check_length, length_limit
-from pausebench.config import EvaluateConfig, FinetuneConfig, Placement, plain
+from pausebench.config import EvaluateConfig, FinetuneConfig
 from pausebench.data.batches import RowLayout
 from pausebench.data.task_rows import DatasetRows, open_task
 from pausebench.data.tokenizer import Tokenizer
 from pausebench.data.vocabulary import open_tokenizer
 from pausebench.errors import BadInput, Interrupted
 from pausebench.evaluation.evaluator import Evaluator
+from pausebench.groups import Placement, plain
 from pausebench.model.decoder import Decoder
 from pausebench.results.run_folder import RunFolder, read_json, run_name, write_atomically, write_json
 from pausebench.tasks import TASKS

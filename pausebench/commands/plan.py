@@ -11,9 +11,10 @@ from typing import Any, Protocol
 from pausebench.commands import runs
 from pausebench.commands.evaluate import evaluate_folder, filler_id
 from pausebench.commands.runs import override
-from pausebench.config import EvaluateConfig, FinetuneConfig, PretrainConfig, ReproduceConfig, Source
+from pausebench.config import EvaluateConfig, FinetuneConfig, PretrainConfig, ReproduceConfig
 from pausebench.data.vocabulary import open_tokenizer
 from pausebench.errors import BadInput
+from pausebench.groups import Source
 from pausebench.results.run_folder import RunFolder
 
 KINDS = ("bottleneck", "variants", "k_curve", "m_curve", "filler")

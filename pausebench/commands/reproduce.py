@@ -22,8 +22,9 @@ from rich.live import Live
 from rich.text import Text
 
 from pausebench.commands.plan import Cell, Cells, Plan, as_commands, build_plan, chosen_names
-from pausebench.config import ReproduceConfig, Source, plain
+from pausebench.config import ReproduceConfig
 from pausebench.errors import Interrupted, PausebenchError, RunFailed
+from pausebench.groups import Source, plain
 from pausebench.results.page import write_report
 from pausebench.results.run_folder import RunFolder, read_json, read_last_metrics, run_name, write_json
 from pausebench.results.tables import print_report

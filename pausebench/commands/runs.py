@@ -13,19 +13,11 @@ import torch
 from omegaconf import OmegaConf
 
 from pausebench import __version__
-from pausebench.config import (
-    CorpusConfig,
-    DataConfig,
-    FinetuneConfig,
-    PretrainConfig,
-    TokenizerConfig,
-    TokenizerKind,
-    TrainingConfig,
-    plain,
-)
+from pausebench.config import FinetuneConfig, PretrainConfig, TrainingConfig
 from pausebench.data.batches import Batches
 from pausebench.data.tokenizer import Tokenizer
 from pausebench.errors import BadInput
+from pausebench.groups import CorpusConfig, DataConfig, TokenizerConfig, TokenizerKind, plain
 from pausebench.help import choices
 from pausebench.model.decoder import Decoder
 from pausebench.results.run_folder import NUMERICS_VERSION, RunFolder, read_json, run_name, write_atomically, write_json

@@ -16,13 +16,14 @@ import torch
 from torch import Tensor
 
 from pausebench import pauses
-from pausebench.config import AttentionKind, FinetuneConfig, Placement, PretrainConfig, WorldConfig
+from pausebench.config import FinetuneConfig, PretrainConfig
 from pausebench.data.corpus import TRAIN, VALIDATION, Corpus, PackedRows, shuffled
 from pausebench.data.embedded import VALIDATION_SEED, World
 from pausebench.data.packing import pack
 from pausebench.data.task_rows import DatasetRows, GeneratedRows, TokenLists, encode
 from pausebench.data.tokenizer import Tokenizer, pad
 from pausebench.errors import BadInput
+from pausebench.groups import AttentionKind, Placement, WorldConfig
 from pausebench.model.attention import AttentionMask
 from pausebench.pauses import IGNORE_INDEX
 from pausebench.tasks import TASKS, Task
@@ -104,8 +105,8 @@ def text_batches(config: PretrainConfig, corpus: Corpus, tokenizer: Tokenizer) -
     """Full rows of a corpus: documents one after the other, an end token behind each."""
     length, count = _length(config), _pauses_in_a_row(config)
     packed = {
-        split: PackedRows(partial(shuffled, corpus, split, config.seed), tokenizer, length)
-        for split in (TRAIN, VALIDATION)
+        split: PackedRows(partial(shuffled, corpus, split, seed), tokenizer, length)
+        for split, seed in ((TRAIN, config.seed), (VALIDATION, VALIDATION_SEED))
     }
 
     def block(seed: int, start: int, rows: int) -> Batch:

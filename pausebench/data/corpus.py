@@ -16,12 +16,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from pausebench.config import Source, TrainingConfig
+from pausebench.config import TrainingConfig
 from pausebench.counter_rng import uniform
 from pausebench.data import files, hub
 from pausebench.data.english import EnglishWorld
 from pausebench.data.tokenizer import Tokenizer
 from pausebench.errors import BadInput
+from pausebench.groups import Source
 
 TRAIN, VALIDATION = "train", "validation"
 SHUFFLE_DOCUMENTS = 8192  # documents held to shuffle; a whole corpus need not fit in memory
@@ -120,6 +121,8 @@ def shuffled(corpus: Corpus, split: str, seed: int) -> Iterator[str]:
             place = int(next(draws) * SHUFFLE_DOCUMENTS)
             held[place], document = document, held[place]
             yield document
+        if not held:
+            raise BadInput(f"the split {split} of the corpus has no documents; it needs at least one.")
         while held:
             place = int(next(draws) * len(held))
             held[place], held[-1] = held[-1], held[place]

@@ -17,10 +17,10 @@ import string
 
 import torch
 
-from pausebench.config import WorldConfig
 from pausebench.counter_rng import uniform
 from pausebench.data.tokenizer import WordTokenizer
 from pausebench.errors import BadInput
+from pausebench.groups import WorldConfig
 
 TEST_SEED = 2**31  # above every seed a user may give: test rows are the same for all runs
 VALIDATION_SEED = 2**31 + 1

@@ -18,13 +18,14 @@ from typing import NamedTuple
 
 import torch
 
-from pausebench.config import FinetuneConfig, Source, WorldConfig
+from pausebench.config import FinetuneConfig
 from pausebench.counter_rng import uniform
 from pausebench.data import files, hub
 from pausebench.data.embedded import TEST_SEED, VALIDATION_SEED, build_world, task_fingerprint
 from pausebench.data.english import EnglishWorld
 from pausebench.data.tokenizer import Tokenizer
 from pausebench.errors import BadInput
+from pausebench.groups import Source, WorldConfig
 from pausebench.tasks import TASKS, Dataset, Example, Task
 
 VALIDATION_SHARE = 20  # one training row in so many is held out for the validation loss

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pausebench.config import AttentionKind
+from pausebench.groups import AttentionKind
 from pausebench.model.attention import AttentionMask, decoding_mask
 from pausebench.model.decoder import Decoder, KeyValueCache
 from pausebench.pauses import Role, Rows

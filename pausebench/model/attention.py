@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pausebench.config import AttentionKind
+from pausebench.groups import AttentionKind
 from pausebench.pauses import Role
 
 

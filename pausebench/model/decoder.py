@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pausebench.config import ModelConfig
+from pausebench.groups import ModelConfig
 from pausebench.model.attention import AttentionMask, Documents, attend, attend_documents, take_apart
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {

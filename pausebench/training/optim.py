@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from pausebench.config import TrainConfig
+from pausebench.groups import TrainConfig
 from pausebench.model.decoder import Decoder
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from pausebench.config import TrackingConfig
+from pausebench.groups import TrackingConfig
 from pausebench.training.progress import Progress
 
 

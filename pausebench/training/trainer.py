@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pausebench.config import Precision, TrainConfig
 from pausebench.data.batches import Batch, Batches
 from pausebench.errors import Interrupted, RunFailed
+from pausebench.groups import Precision, TrainConfig
 from pausebench.model.decoder import Decoder
 from pausebench.pauses import IGNORE_INDEX
 from pausebench.results.run_folder import RunFolder, read_metrics

@@ -18,9 +18,11 @@ import torch
 import torch.nn.functional as F
 
 from pausebench.commands.runs import build_model
-from pausebench.config import (
+from pausebench.config import FinetuneConfig
+from pausebench.data.batches import Batches, RowLayout, generated_batches
+from pausebench.data.embedded import build_world
+from pausebench.groups import (
     AttentionKind,
-    FinetuneConfig,
     ModelConfig,
     Precision,
     TokenizerConfig,
@@ -29,8 +31,6 @@ from pausebench.config import (
     TrainConfig,
     WorldConfig,
 )
-from pausebench.data.batches import Batches, RowLayout, generated_batches
-from pausebench.data.embedded import build_world
 from pausebench.model.decoder import Decoder
 from pausebench.results.run_folder import RunFolder
 from pausebench.tasks import TASKS

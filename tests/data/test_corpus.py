@@ -17,18 +17,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pausebench.config import (
-    CorpusConfig,
-    DataConfig,
-    ModelConfig,
-    PauseConfig,
-    PretrainConfig,
-    Source,
-    TokenizerConfig,
-    TokenizerKind,
-    TrainConfig,
-    WorldConfig,
-)
+from pausebench.config import PretrainConfig
 from pausebench.data import corpus, vocabulary
 from pausebench.data.batches import Batch, Batches, text_batches
 from pausebench.data.corpus import TRAIN, VALIDATION, FileCorpus, PackedRows, fingerprint, open_corpus, shuffled
@@ -36,6 +25,17 @@ from pausebench.data.embedded import VALIDATION_SEED
 from pausebench.data.tokenizer import ByteTokenizer, Tokenizer
 from pausebench.data.vocabulary import open_tokenizer
 from pausebench.errors import BadInput
+from pausebench.groups import (
+    CorpusConfig,
+    DataConfig,
+    ModelConfig,
+    PauseConfig,
+    Source,
+    TokenizerConfig,
+    TokenizerKind,
+    TrainConfig,
+    WorldConfig,
+)
 from pausebench.pauses import IGNORE_INDEX, draw_places, inject
 
 BYTE = ByteTokenizer()

@@ -13,16 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from pausebench.config import (
-    FinetuneConfig,
-    ModelConfig,
-    PauseConfig,
-    PretrainConfig,
-    TokenizerConfig,
-    TokenizerKind,
-    TrainConfig,
-    WorldConfig,
-)
+from pausebench.config import FinetuneConfig, PretrainConfig
 from pausebench.data.batches import Batch, Batches, RowLayout, document_batches, generated_batches
 from pausebench.data.embedded import (
     TEST_SEED,
@@ -34,6 +25,7 @@ from pausebench.data.embedded import (
 from pausebench.data.task_rows import encode
 from pausebench.data.tokenizer import WordTokenizer
 from pausebench.errors import BadInput
+from pausebench.groups import ModelConfig, PauseConfig, TokenizerConfig, TokenizerKind, TrainConfig, WorldConfig
 from pausebench.pauses import IGNORE_INDEX
 from pausebench.tasks import TASKS, Example
 

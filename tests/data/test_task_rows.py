@@ -14,11 +14,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from pausebench.config import (
+from pausebench.config import FinetuneConfig
+from pausebench.data.batches import Batch, Batches, DatasetBatches, RowLayout
+from pausebench.data.files import Located, read_split
+from pausebench.data.task_rows import VALIDATION_MOST, DatasetRows, GeneratedRows, encode, open_task
+from pausebench.data.tokenizer import ByteTokenizer
+from pausebench.errors import BadInput
+from pausebench.groups import (
     AttentionKind,
     CorpusConfig,
     DataConfig,
-    FinetuneConfig,
     ModelConfig,
     Placement,
     Source,
@@ -26,11 +31,6 @@ from pausebench.config import (
     TokenizerKind,
     WorldConfig,
 )
-from pausebench.data.batches import Batch, Batches, DatasetBatches, RowLayout
-from pausebench.data.files import Located, read_split
-from pausebench.data.task_rows import VALIDATION_MOST, DatasetRows, GeneratedRows, encode, open_task
-from pausebench.data.tokenizer import ByteTokenizer
-from pausebench.errors import BadInput
 from pausebench.pauses import IGNORE_INDEX
 from pausebench.tasks import TASKS
 

@@ -14,7 +14,6 @@ import pytest
 import torch
 from scipy import stats
 
-from pausebench.config import AttentionKind, Placement, WorldConfig
 from pausebench.data.batches import EncodedExamples, RowLayout
 from pausebench.data.embedded import TEST_SEED, Row, World, build_world
 from pausebench.data.tokenizer import WordTokenizer
@@ -23,6 +22,7 @@ from pausebench.evaluation.evaluator import Evaluator
 from pausebench.evaluation.generate import generate, greedy
 from pausebench.evaluation.metrics import exact_match, mean_and_stderr, token_accuracy
 from pausebench.evaluation.score import target_log_likelihoods
+from pausebench.groups import AttentionKind, Placement, WorldConfig
 from pausebench.model.attention import AttentionMask
 from pausebench.model.decoder import Decoder
 from pausebench.pauses import Role, Rows, inference_rows

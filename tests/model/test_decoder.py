@@ -12,8 +12,8 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from pausebench.config import AttentionKind, ModelConfig, Placement
 from pausebench.evaluation.generate import generate
+from pausebench.groups import AttentionKind, ModelConfig, Placement
 from pausebench.model.attention import SMALL_SCORES, AttentionMask
 from pausebench.model.decoder import Decoder
 from pausebench.pauses import Role, inference_rows

@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from pausebench.config import WorldConfig
 from pausebench.data.embedded import TEST_SEED, build_world
 from pausebench.evaluation.metrics import METRICS
+from pausebench.groups import WorldConfig
 from pausebench.tasks import TASKS, Example, Task
 
 Worlds = Callable[[str], WorldConfig]

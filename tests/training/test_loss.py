@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pausebench.config import AttentionKind, Placement, Precision, TrackingConfig, TrainConfig
 from pausebench.data.batches import Batch, Batches, EncodedExamples, RowLayout
+from pausebench.groups import AttentionKind, Placement, Precision, TrackingConfig, TrainConfig
 from pausebench.model.attention import AttentionMask
 from pausebench.model.decoder import Decoder
 from pausebench.pauses import IGNORE_INDEX, draw_places, inject
