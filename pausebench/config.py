@@ -304,7 +304,7 @@ class ReproduceConfig(RunConfig):
 class ReportConfig(RunConfig):
     """Tables and page from the run folders alone."""
 
-    result: str | None = option(None, "one study by name (none: every study found)")
+    study: str | None = option(None, "one study by its name in runs/reproduce (none: every study found)")
 
 
 COMMANDS: dict[str, type[RunConfig]] = {

@@ -20,20 +20,27 @@ SUMMARIES = {
 }
 
 EXAMPLES = {
-    "pretrain": ("pausebench pretrain world=count20 pause=on seed=0", "pausebench pretrain -m pause=on,off seed=0,1,2"),
+    "pretrain": (
+        "pausebench pretrain world=count20 pause=on seed=0",
+        "pausebench pretrain -m model=tiny pause=on,off seed=0,1,2",
+        "pausebench pretrain model=small data=files data.root=DIR tokenizer=bpe pause=on",
+    ),
     "finetune": (
         "pausebench finetune task=parity k=8 pretraining=pause seed=0",
         "pausebench finetune -m task=parity,majority k=0,8 pretraining=std,pause",
+        "pausebench finetune task=squad model=small data=files data.root=DIR tokenizer=bpe k=10",
     ),
     "evaluate": (
         "pausebench evaluate run=runs/finetune/NAME mt=[0,2,4,8,16]",
         "pausebench evaluate run=runs/finetune/NAME mt=8 filler=end",
+        "pausebench evaluate run=runs/finetune/NAME limit=100",
     ),
     "reproduce": (
         "pausebench reproduce result=demo",
         "pausebench reproduce result=miniature seeds=2 dry_run=true",
+        "pausebench reproduce result=text model=small data=files data.root=DIR tokenizer=bpe",
     ),
-    "report": ("pausebench report", "pausebench report runs=runs result=demo"),
+    "report": ("pausebench report", "pausebench report runs=runs study=demo"),
 }
 
 GROUPS = {

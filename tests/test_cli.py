@@ -87,6 +87,7 @@ def finetuned(root: Path) -> Path:
         ("reproduce result=nope", ["result=nope", "allowed are demo, miniature"]),
         ("reproduce result=demo seeds=0", ["seeds=0", "seeds=3 or seeds=[0,1]"]),
         ("report", ["holds no study"]),
+        ("report study=demo", ["study=demo has no plan", "pausebench reproduce result=demo"]),
     ],
 )
 def test_a_mistake_ends_with_exit_code_2_and_says_what_to_type(

@@ -15,6 +15,6 @@ from pausebench.results.tables import print_report
 def run(config: ReportConfig) -> dict[str, Any]:
     """Write the page, print the tables."""
     runs = Path(config.runs)
-    page = write_report(runs, config.result)
-    print_report(runs, config.result, Console(highlight=False))
+    page = write_report(runs, config.study)
+    print_report(runs, config.study, Console(highlight=False))
     return {"names": [str(page)]}

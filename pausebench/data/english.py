@@ -184,6 +184,7 @@ THING_DEEDS = [("lost", "lose"), ("hid", "hide"), ("made", "make")]
 PEOPLE_DEEDS = [("met", "meet"), ("helped", "help")]
 DEEDS = GOODS_DEEDS + THING_DEEDS + PEOPLE_DEEDS
 STORY_SHAPES = [(1, 1), (1, 1, 1), (2, 1), (1, 2)]  # sentences of each event
+SHORT_SHAPES = [(1,), (1,), (2,), (1, 1), (1, 1), (1, 2), (2, 1), (1, 1, 1)]
 
 TOLD = {
     1: (
@@ -228,8 +229,8 @@ def _told(draw: Draws, shape: Sequence[int], events: Sequence[dict[str, str]]) -
     return " ".join(draw.choice(TOLD[size]).format(**event) for size, event in zip(shape, events, strict=True))
 
 
-def _story(draw: Draws) -> tuple[str, list[dict[str, str]]]:
-    shape = draw.choice(STORY_SHAPES)
+def _story(draw: Draws, shapes: Sequence[Sequence[int]]) -> tuple[str, list[dict[str, str]]]:
+    shape = draw.choice(shapes)
     events = _events(draw, len(shape))
     return _told(draw, shape, events), events
 
@@ -239,7 +240,7 @@ def _story_question(draw: Draws, event: dict[str, str], slot: str) -> str:
 
 
 def _squad_row(draw: Draws) -> Row:
-    context, events = _story(draw)
+    context, events = _story(draw, STORY_SHAPES)
     event, slot = draw.choice(events), draw.choice(SLOTS)
     question, answer = _story_question(draw, event, slot), event[slot]
     found = re.search(rf"\b{answer}\b", context)  # whole words: "Mara" is also the start of "Maras"
@@ -339,7 +340,7 @@ def _fact_document(draw: Draws) -> str:
     subject = _subject(draw)
     told = _fact_sentences(draw, subject, (2,) if subject in TOWNS else draw.choice(((1, 2, 2), (2, 1, 2), (2, 2, 1))))
     lines = [" ".join(told)]
-    for _ in range(4):
+    for _ in range(3):
         subject = _subject(draw)
         fact = draw.choice(FACTS[subject])
         lines.append(_asked(draw.choice(fact.attribute.questions).format(subject), fact.value))
@@ -348,19 +349,19 @@ def _fact_document(draw: Draws) -> str:
 
 def _story_document(draw: Draws) -> str:
     """A story, then the same in other words or questions about it."""
-    context, events = _story(draw)
+    context, events = _story(draw, SHORT_SHAPES)
     if _for_test(context):
         return context
     if draw.number(1, 3) == 1:
         return f"{context}\n{_told(draw, [1] * len(events), draw.sample(events, len(events)))}"
-    asked = draw.sample([(event, slot) for event in events for slot in SLOTS], 3)
+    asked = draw.sample([(event, slot) for event in events for slot in SLOTS], 2 if len(events) > 1 else 3)
     return "\n".join([context, *(_asked(_story_question(draw, event, slot), event[slot]) for event, slot in asked)])
 
 
 def _sum_document(draw: Draws) -> str:
     """A word problem with its solution, and some bare sums."""
     row = _gsm8k_row(draw)
-    sums = [f"{expression}={result}" for _ in range(3) for expression, result, _ in _worked(draw)[2]]
+    sums = [f"{expression}={result}" for _ in range(2) for expression, result, _ in _worked(draw)[2]]
     bare = f"Sums: {', '.join(sums)}."
     if _for_test(row["question"]):
         return bare

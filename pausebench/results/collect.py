@@ -19,25 +19,25 @@ from pausebench.results.study import PRETRAINING_NAMES, Arm, Cell, Panel, Primar
 PAUSE = "<pause>"
 
 
-def load_studies(runs: Path, result: str | None = None) -> list[Study]:
-    """The studies planned under `runs`, the demo first; only `result` when it is given.
+def load_studies(runs: Path, study: str | None = None) -> list[Study]:
+    """The studies planned under `runs`, the demo first; only `study` when it is given.
 
     The list is empty when runs were evaluated outside any plan (`load_unplanned` has them).
-    Raises BadInput when there is nothing to report, when `result` was never planned, or when a plan is unreadable.
+    Raises BadInput when there is nothing to report, when `study` was never planned, or when a plan is unreadable.
     """
     plans = {path.parent.name: path for path in runs.glob("reproduce/*/plan.json")}
     names = sorted(plans, key=lambda name: (name != "demo", name))
-    if result is not None and result not in plans:
+    if study is not None and study not in plans:
         raise BadInput(
-            f"result={result} has no plan in {runs / 'reproduce'}; allowed here: {', '.join(names) or 'none yet'}; "
-            f"next: pausebench reproduce result={result}"
+            f"study={study} has no plan in {runs / 'reproduce'}; allowed here: {', '.join(names) or 'none yet'}; "
+            f"next: pausebench reproduce result={study}"
         )
     if not names and next(_evaluated(runs), None) is None:
         raise BadInput(
             f"runs={runs} holds no study and no evaluated run; allowed: a folder that pausebench filled; "
             "next: pausebench reproduce result=demo"
         )
-    return [_study(runs, plans[name]) for name in names if result in (None, name)]
+    return [_study(runs, plans[name]) for name in names if study in (None, name)]
 
 
 def load_unplanned(runs: Path, studies: Sequence[Study]) -> list[Cell]:

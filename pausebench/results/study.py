@@ -29,6 +29,11 @@ class Result:
     finetune_run: str | None
     pretrain_run: str | None
 
+    @property
+    def second(self) -> str | None:
+        """The metric that a task shows beside its headline (F1, Rouge-1), where it has one."""
+        return next((name for name in self.metrics if name != self.metric), None)
+
 
 @dataclass(frozen=True)
 class Arm:
@@ -73,12 +78,16 @@ class Setting:
 
 @dataclass(frozen=True)
 class Scores:
-    """One arm in one setting: its planned cells, and {seed: mean over the worlds} for seeds that have all of them."""
+    """One arm in one setting: its planned cells, and {seed: mean over the worlds} for seeds that have all of them.
+
+    values: the headline metric; nll: nats a target token; second: the task's second metric.
+    """
 
     arm: Arm
     cells: tuple[Cell, ...]
     values: dict[int, float]
     nll: dict[int, float]
+    second: dict[int, float]
 
     @property
     def names(self) -> frozenset[str]:
@@ -136,9 +145,17 @@ class Panel:
                 tuple(cells),
                 _by_seed(cells, setting.worlds, lambda result: result.value),
                 _by_seed(cells, setting.worlds, lambda result: result.target_nll),
+                _by_seed(cells, setting.worlds, lambda result: result.metrics.get(result.second or "")),
             )
             for arm, cells in arms.items()
         ]
+
+    def metrics(self, setting: Setting) -> tuple[str | None, str | None]:
+        """Names of the headline and the second metric of a setting; None where no result tells."""
+        for cell in self.cells:
+            if cell.task == setting.task and cell.world in setting.worlds and cell.result:
+                return cell.result.metric, cell.result.second
+        return None, None
 
     def chance(self, setting: Setting) -> float | None:
         """The score of blind guessing, averaged over the worlds; None unless every world tells one."""

@@ -74,18 +74,21 @@ def _print_study(study: Study, console: Console) -> None:
     if head.power:
         console.print(Text(head.power, style="dim"))
     for panel in study.of_kind("variants"):
-        table = _table(panel.title, ("variant",), ("mean ± sd", "n", "95 % interval", "NLL"))
+        second = any(panel.metrics(setting)[1] for setting in panel.settings())
+        table = _table(
+            panel.title, ("variant",), ("mean ± sd", "n", "95 % interval", "NLL", *(["second"] if second else []))
+        )
         for setting in panel.settings():
-            table.add_row(Text(setting.label, style="italic"))
+            metrics = [name for name in panel.metrics(setting) if name]
+            table.add_row(
+                Text(setting.label, style="italic"), *([Text(" | ".join(metrics), style="dim")][: len(metrics)])
+            )
             for scores in panel.scores(setting):
                 summary = summarise(list(scores.values.values()))
                 nll = summarise(list(scores.nll.values())).mean
-                cells = (
-                    plus_minus(summary),
-                    str(summary.n),
-                    interval(summary.interval),
-                    number(nll),
-                )
+                cells = [plus_minus(summary), str(summary.n), interval(summary.interval), number(nll)]
+                if scores.second:
+                    cells.append(number(summarise(list(scores.second.values())).mean))
                 table.add_row(*_texts(f"  {full_label(scores.arm)}", *cells))
         console.print(table)
     for panel in study.of_kind("k_curve", "m_curve", "filler"):
