@@ -184,7 +184,7 @@ THING_DEEDS = [("lost", "lose"), ("hid", "hide"), ("made", "make")]
 PEOPLE_DEEDS = [("met", "meet"), ("helped", "help")]
 DEEDS = GOODS_DEEDS + THING_DEEDS + PEOPLE_DEEDS
 STORY_SHAPES = [(1, 1), (1, 1, 1), (2, 1), (1, 2)]  # sentences of each event
-SHORT_SHAPES = [(1,), (1,), (2,), (1, 1), (1, 1), (1, 2), (2, 1), (1, 1, 1)]
+SHORT_SHAPES = [(1,), (2,), (1, 1), (1, 1), (1, 2), (2, 1)]
 
 TOLD = {
     1: (
@@ -352,8 +352,9 @@ def _story_document(draw: Draws) -> str:
     context, events = _story(draw, SHORT_SHAPES)
     if _for_test(context):
         return context
-    if draw.number(1, 3) == 1:
-        return f"{context}\n{_told(draw, [1] * len(events), draw.sample(events, len(events)))}"
+    if draw.number(1, 2) == 1:
+        sentences = [TOLD[1][0].format(**event) for event in events]
+        return " ".join(sentence for _ in range(3) for sentence in draw.sample(sentences, len(sentences)))
     asked = draw.sample([(event, slot) for event in events for slot in SLOTS], 2 if len(events) > 1 else 3)
     return "\n".join([context, *(_asked(_story_question(draw, event, slot), event[slot]) for event, slot in asked)])
 

@@ -79,10 +79,7 @@ def _print_study(study: Study, console: Console) -> None:
             panel.title, ("variant",), ("mean ± sd", "n", "95 % interval", "NLL", *(["second"] if second else []))
         )
         for setting in panel.settings():
-            metrics = [name for name in panel.metrics(setting) if name]
-            table.add_row(
-                Text(setting.label, style="italic"), *([Text(" | ".join(metrics), style="dim")][: len(metrics)])
-            )
+            table.add_row(Text(setting.label, style="italic"))
             for scores in panel.scores(setting):
                 summary = summarise(list(scores.values.values()))
                 nll = summarise(list(scores.nll.values())).mean
@@ -91,6 +88,10 @@ def _print_study(study: Study, console: Console) -> None:
                     cells.append(number(summarise(list(scores.second.values())).mean))
                 table.add_row(*_texts(f"  {full_label(scores.arm)}", *cells))
         console.print(table)
+        for setting in panel.settings():
+            metric, other = panel.metrics(setting)
+            if other:
+                console.print(Text(f"{setting.label}: {metric}, second {other}", style="dim"))
     for panel in study.of_kind("k_curve", "m_curve", "filler"):
         for setting in panel.settings():
             axis = {"k_curve": " (K: score)", "m_curve": " (M: score)"}.get(panel.kind, "")
