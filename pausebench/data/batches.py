@@ -46,6 +46,13 @@ class Batch(NamedTuple):
     last: int
     positions: Tensor | None = None
 
+    @property
+    def attention_length(self) -> float:
+        """Positions that a token's attention spans: T, or in packed rows the length of its document, on average."""
+        if self.positions is None:
+            return self.input_ids.shape[1]
+        return 2 * float(self.positions.double().mean()) + 1  # sum of squared lengths / sum of lengths
+
     def rows(self, start: int, count: int) -> Batch:
         """A slice of the rows."""
         return Batch(

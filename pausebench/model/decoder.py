@@ -181,7 +181,7 @@ class Decoder(nn.Module):
     def parameter_count(self) -> int:
         return sum(parameter.numel() for parameter in self.parameters())
 
-    def flops_per_token(self, sequence_length: int) -> float:
+    def flops_per_token(self, sequence_length: float) -> float:
         """Floating-point operations of forward and backward for one token (Chowdhery et al. 2022, appendix B).
 
         6 for each weight of a matrix product (the tied head counts once, the embedding look-ups not at all) and

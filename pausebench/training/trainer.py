@@ -89,7 +89,7 @@ class Trainer:
                 tokens = batch.input_ids.numel()
                 self.position.step = step
                 self.position.tokens += tokens
-                flops += tokens * self.model.flops_per_token(batch.input_ids.shape[1])
+                flops += tokens * self.model.flops_per_token(batch.attention_length)
                 last = step == self.config.steps
                 validate = last or step % self.config.validate_every == 0
                 if validate or step % self.config.log_every == 0:

@@ -371,3 +371,13 @@ def test_hardly_a_position_of_published_rows_is_padding(name: str, shared_data: 
         assert padding / positions < 0.03
         assert 1 - real / in_own_rows > 0.4, "one example a row would be padding by nearly half"
         print(f"{name}, batches of {batch_size}: {padding / positions:.2%} padding")
+
+
+def test_the_attention_of_a_packed_batch_is_counted_by_document() -> None:
+    """For mfu: a row of many short examples costs less attention than one long example."""
+    batch = layout_of(AttentionKind.causal).packed_batch(ragged(SIZES))
+    assert batch.positions is not None and batch.mask.documents is not None
+    lengths = batch.mask.documents[batch.mask.documents >= 0].bincount().double()
+    expected = float((lengths**2).sum() / lengths.sum())
+    assert abs(batch.attention_length - expected) <= MOST_PADDING * expected + 1
+    assert layout_of(AttentionKind.causal).training_batch(ragged(SIZES)).attention_length == 40 + 7 + 1
