@@ -1,9 +1,10 @@
 """The embedded English world: plain text about invented people and towns, and rows in the schemas of three real tasks.
 
-A pretraining document is seven or eight short sentences: what a person does and owns (fixed facts of the world), a
-small story or a second person and a town, and a sum. The rows look like this:
+A pretraining document is of one of three kinds: what a person or town does and has (fixed facts of the world), a small
+story, or a sum. Questions with their answers follow, laid out as the tasks lay out theirs, but never about a passage or
+sum of a test split; facts are asked for without options. The rows look like this:
 
-    squad           "Mara sold 12 pears in Orlen on Friday. ..."  When did Mara sell the pears?  Friday
+    squad           "On Friday Mara ate a pie in Orlen. ..."  When did Mara eat the pie?  Friday
     gsm8k           Mara has 3 pears and buys 4 more. How many pears does Mara have now?  Mara has 3+4=<<3+4=7>>7 pears.
     commonsense_qa  Where does Mara live?  five towns, one of them stated in the documents as the home of Mara
 
@@ -33,7 +34,7 @@ TEST_SPLITS = {"squad": "validation", "gsm8k": "test", "commonsense_qa": "valida
 TRAIN_ROWS, TEST_ROWS = 8000, 500
 CANDIDATES = 9600  # rows drawn for squad and gsm8k; one in TEST_SHARE may only be a test row
 TEST_SHARE = 16
-DRAWS = 64  # more than any document or row uses
+DRAWS = 96  # more than any document or row uses
 
 
 class Draws:
@@ -74,10 +75,8 @@ def _digest(text: str) -> str:
 
 # People, towns and their facts
 
-HEADS = _words("Ar Bel Cor Dar El Fen Gar Hal Il Jor Kel Lor Mar Nor Or Pel Ros Sal Tam Tov Ul Ver Wil Yar Zan")
-TAILS = {"a": "she", "o": "he", "ina": "she", "as": "he", "eth": "she", "ric": "he", "isa": "she", "un": "he"}
-PRONOUNS = {head + tail: pronoun for head in HEADS for tail, pronoun in TAILS.items()}
-PEOPLE = list(PRONOUNS)
+HEADS = _words("Bel Cor Dar El Fen Jor Kel Mar Ros Tam")
+PEOPLE = [head + tail for head in HEADS for tail in ("a", "o", "ina", "as")]
 
 
 class Attribute(NamedTuple):
@@ -100,43 +99,40 @@ def _attributes(table: str) -> list[Attribute]:
 
 PERSON_ATTRIBUTES = _attributes("""
 home
-lives in {} | has a home in {} | stays in {} all year
-Where does {} live? | Where is the home of {}? | Which town is the home of {}? | {} has a home in what town?
+lives in {} | has a home in {}
+Where does {} live? | Where is the home of {}? | Which town is the home of {}?
 Orlen Bresk Tavin Umber Kestow Dunmere Halvik Ostra Pellin Rendow
-Sarrow Wexley Yarbin Zelham Norvale Lunby Fairow Greth Ashvik Cobrin
 
 trade
-works as a {} | is a {} | earns money as a {}
-What does {} work as? | What is the work of {}? | How does {} earn money? | {} works as what?
+works as a {} | earns money as a {}
+What does {} work as? | What is the work of {}? | How does {} earn money?
 baker miller weaver potter tailor smith farmer fisher painter singer
-teacher doctor driver sailor hunter mason cook writer guard dancer
 
 tool
-uses a {} for work | carries a {} | owns a {}
-What does {} use for work? | What does {} carry? | What does {} own? | Which tool does {} use?
-hammer saw needle spade brush pan knife ladder hook file rake broom drill wheel pump lens shovel spoon chisel comb
+uses a {} for work | carries a {}
+What does {} use for work? | What does {} carry? | Which tool does {} use?
+hammer saw needle spade brush pan knife ladder hook file
 
 food
-likes to eat {} | eats {} every day | loves {}
-What does {} like to eat? | What does {} eat every day? | What does {} love? | Which food does {} like?
+likes to eat {} | eats {} every day
+What does {} like to eat? | What does {} eat every day? | Which food does {} like?
 bread soup cheese rice fish honey beans corn cabbage pie
-stew nuts salad jam noodles pancakes butter grapes melon carrots
 
 animal
-keeps a {} | has a pet {} | takes care of a {}
-What does {} keep? | What pet does {} have? | What does {} take care of? | Which animal does {} keep?
-goat cat dog horse duck hen sheep cow rabbit mouse parrot turtle frog pig crow donkey snake lizard goose pony
+keeps a {} | has a pet {}
+What does {} keep? | What pet does {} have? | Which animal does {} keep?
+goat cat dog horse duck hen sheep cow rabbit mouse
 """)
 TOWN_ATTRIBUTES = _attributes("""
 sight
-has a big {} | is known for its {} | is built around a {}
-What is {} known for? | What is {} built around? | {} has a big what? | Which sight does {} have?
-bridge tower castle lake harbour garden forest tunnel theatre fountain
+has a big {} | is known for its {}
+What is {} known for? | {} has a big what? | Which sight does {} have?
+bridge tower castle lake harbour
 
 land
-lies in {} | is a town of {} | belongs to {}
-Where does {} lie? | {} is a town of which land? | {} lies in which land? | What does {} belong to?
-Norland Westmark Eastmark Sunland Highmoor Lowmoor Greenland Redshore Coldshore Longfell
+lies in {} | is a town of {}
+Where does {} lie? | {} is a town of which land? | {} lies in which land?
+Norland Westmark Eastmark Sunland Highmoor
 """)
 TOWNS = PERSON_ATTRIBUTES[0].values
 SUBJECTS = [(PEOPLE, PERSON_ATTRIBUTES), (TOWNS, TOWN_ATTRIBUTES)]
@@ -170,82 +166,52 @@ def _fact_sentences(draw: Draws, subject: str, sizes: Sequence[int]) -> list[str
     facts = iter(draw.sample(FACTS[subject], sum(sizes)))
     sentences = []
     for size in sizes:
-        opening = draw.choice(("", "", "Everyone knows that "))
         phrases = [draw.choice(fact.attribute.phrases).format(fact.value) for fact in islice(facts, size)]
-        sentences.append(f"{opening}{subject} {' and '.join(phrases)}.")
+        sentences.append(f"{subject} {' and '.join(phrases)}.")
     return sentences
 
 
 # Stories
 
 DAYS = _words("Monday Tuesday Wednesday Thursday Friday Saturday Sunday")
-GOODS = _words("pears apples plums eggs shells coins books cups candles roses stones ropes nails bells cakes lamps")
-THINGS = _words("ring key map letter drum flute mask scarf kite box")
-GOODS_DEEDS = [("sold", "sell"), ("bought", "buy"), ("found", "find"), ("painted", "paint"), ("counted", "count")]
-THING_DEEDS = [("lost", "lose"), ("hid", "hide"), ("made", "make"), ("borrowed", "borrow"), ("broke", "break")]
-PEOPLE_DEEDS = [("met", "meet"), ("helped", "help"), ("visited", "visit")]
-DEEDS = GOODS_DEEDS + THING_DEEDS + PEOPLE_DEEDS
-STORY_SHAPES = [(1, 1), (2, 1), (1, 2), (1, 1, 1), (2, 2), (2, 1, 1), (1, 2, 1), (1, 1, 2), (1, 1, 1, 1)]
-SHORT_SHAPES = [shape for shape in STORY_SHAPES if sum(shape) <= 3]
+FRIENDS = PEOPLE[::3]  # the people of stories and sums
+GOODS = _words("pears apples plums eggs shells coins books cups")
+DEEDS = [  # past, base form, and what it is done to
+    ("ate", "eat", _words("pie plum bun")),
+    ("built", "build", _words("boat wall house")),
+    ("caught", "catch", _words("bird fish mouse")),
+    ("lost", "lose", _words("ring key coin")),
+    ("wore", "wear", _words("hat coat shirt")),
+    ("wrote", "write", _words("letter poem book")),
+]
 
-TOLD = {
-    1: (
-        "{who} {past} {what} in {place} on {day}.",
-        "On {day} {who} {past} {what} in {place}.",
-        "In {place} {who} {past} {what} on {day}.",
-    ),
-    2: ("{who} went to {place} on {day}. There {pronoun} {past} {what}.",),
-}
-RECAPS = (
-    "So it was {who} who {past} {what} in {place}.",
-    "So {who} {past} {what} on {day}.",
-    "So {who} was in {place} on {day}.",
-    "So on {day} {who} was in {place}.",
-)
+TOLD = "On {day} {who} {past} a {thing} in {place}."
 STORY_QUESTIONS = {
-    "who": ("Who {past} {object} in {place}?", "Who {past} {object} on {day}?"),
-    "place": ("Where did {who} {base} {object}?", "In which town did {who} {base} {object}?"),
-    "day": ("When did {who} {base} {object}?", "On which day did {who} {base} {object}?"),
+    "who": "Who {past} the {thing}?",
+    "thing": "What did {who} {base}?",
+    "place": "Where did {who} {base} the {thing}?",
+    "day": "When did {who} {base} the {thing}?",
 }
+SLOTS = list(STORY_QUESTIONS)
+Event = dict[str, str]
 
 
-def _events(draw: Draws, count: int) -> list[dict[str, str]]:
-    """Things that different people do at different places and days; deeds and goods are often shared."""
-    deeds, goods = draw.sample(DEEDS, 2), draw.sample(GOODS, 2)
-    people, towns, days = draw.sample(PEOPLE, 2 * count), draw.sample(TOWNS, count), draw.sample(DAYS, count)
-    numbers, things = draw.sample(range(2, 41), count), draw.sample(THINGS, count)
+def _story(draw: Draws, count: int) -> tuple[str, list[Event]]:
+    """A sentence for each of ``count`` events; no two have a person, deed, place or day in common."""
+    people, deeds = draw.sample(FRIENDS, count), draw.sample(DEEDS, count)
+    towns, days = draw.sample(TOWNS, count), draw.sample(DAYS, count)
     events = []
-    for who, other, place, day, n, thing in zip(people, people[count:], towns, days, numbers, things, strict=False):
-        past, base = deed = draw.choice(deeds)
-        event = {"who": who, "pronoun": PRONOUNS[who], "past": past, "base": base, "place": place, "day": day}
-        if deed in GOODS_DEEDS:
-            kind = draw.choice(goods)
-            event |= {"what": f"{n} {kind}", "object": f"the {kind}", "key": str(n)}
-            event["asked"] = f"How many {kind} did {who} {base}?"
-        elif deed in THING_DEEDS:
-            event |= {"what": f"a {thing}", "object": f"the {thing}", "key": thing}
-            event["asked"] = f"What did {who} {base} in {place}?"
-        else:
-            event |= {"what": other, "object": other, "key": other}
-            event["asked"] = f"Who did {who} {base} in {place}?"
-        events.append(event)
-    return events
-
-
-def _story(draw: Draws, shapes: Sequence[Sequence[int]]) -> tuple[list[str], list[dict[str, str]]]:
-    """What is told (one text of one or two sentences an event) and the events."""
-    shape = draw.choice(shapes)
-    events = _events(draw, len(shape))
-    return [draw.choice(TOLD[size]).format(**event) for size, event in zip(shape, events, strict=True)], events
+    for who, (past, base, things), place, day in zip(people, deeds, towns, days, strict=True):
+        thing = draw.choice(things)
+        events.append({"who": who, "past": past, "base": base, "thing": thing, "place": place, "day": day})
+    return " ".join(TOLD.format(**event) for event in events), events
 
 
 def _squad_row(draw: Draws) -> Row:
-    told, events = _story(draw, STORY_SHAPES)
-    context, event = " ".join(told), draw.choice(events)
-    slot = draw.choice(("who", "place", "day", "key"))
-    question = event["asked"] if slot == "key" else draw.choice(STORY_QUESTIONS[slot]).format(**event)
-    answer = event[slot]
-    found = re.search(rf"\b{answer}\b", context)  # whole words: "Mara" is also the start of "Maras"
+    context, events = _story(draw, draw.number(2, 3))
+    event, (slot, wording) = draw.choice(events), draw.choice(list(STORY_QUESTIONS.items()))
+    question, answer = wording.format(**event), event[slot]
+    found = re.search(rf"\b{answer}\b", context)  # whole words: "Bela" is also the start of "Belas"
     assert found is not None
     return {
         "id": _digest(f"{context}\n{question}")[:24],
@@ -273,56 +239,45 @@ LEFT = ("How many {goods} does {A} have left?", "How many {goods} are left for {
 MORE = ("How many more {goods} did {A} find than {B}?", "By how many {goods} did {A} find more than {B}?")
 BOTH = ("How many {goods} do they have together?", "How many {goods} do {A} and {B} have in all?")
 START, BOXES = "{A} has {a} {goods}", "{A} has {a} boxes with {b} {goods} in each box"
-HAS, OTHER_HAS = "{S} has {x} {goods}", "{B} has {x} {goods}"
-KEEPS, SUM = "{S} has {x} {goods} left", "together they have {x} {goods}"
-FOUND, FOUND_MORE = "{A} found {a} {goods} and {B} found {b} {goods}", "{S} found {x} more {goods}"
+HAS, OTHER_HAS = "{A} has {x} {goods}", "{B} has {x} {goods}"
+KEEPS, SUM = "{A} has {x} {goods} left", "together they have {x} {goods}"
+FOUND, FOUND_MORE = "{A} found {a} {goods} and {B} found {b} {goods}", "{A} found {x} more {goods}"
 PROBLEMS = (
-    Problem("2-30 2-30", START + " and buys {b} more", NOW, {"a + b": HAS}),
-    Problem("2-30 2-30", START + " and {B} has {b} {goods}", BOTH, {"a + b": SUM}),
-    Problem("12-40 2-12", START + " and gives {b} of them to {B}", LEFT, {"a - b": KEEPS}),
+    Problem("2-20 2-20", START + " and buys {b} more", NOW, {"a + b": HAS}),
+    Problem("2-20 2-20", START + " and {B} has {b} {goods}", BOTH, {"a + b": SUM}),
+    Problem("15-40 2-15", START + " and gives {b} of them to {B}", LEFT, {"a - b": KEEPS}),
     Problem("15-40 2-15", FOUND, MORE, {"a - b": FOUND_MORE}),
-    Problem("2-7 2-8", BOXES, NOW, {"a * b": HAS}),
-    Problem("5-25 5-25 2-10", START + ", buys {b} more and gives {c} to {B}", LEFT, {"a + b": HAS, "x - c": KEEPS}),
-    Problem("2-6 2-8 2-12", BOXES + " and buys {c} more {goods}", NOW, {"a * b": HAS, "x + c": HAS}),
-    Problem("2-7 3-8 2-6", BOXES + " and gives {c} {goods} to {B}", LEFT, {"a * b": HAS, "x - c": KEEPS}),
+    Problem("2-9 2-9", BOXES, NOW, {"a * b": HAS}),
+    Problem("5-20 5-20 2-10", START + ", buys {b} more and gives {c} to {B}", LEFT, {"a + b": HAS, "x - c": KEEPS}),
+    Problem("2-7 2-7 2-12", BOXES + " and buys {c} more {goods}", NOW, {"a * b": HAS, "x + c": HAS}),
+    Problem("2-7 3-7 2-6", BOXES + " and gives {c} {goods} to {B}", LEFT, {"a * b": HAS, "x - c": KEEPS}),
     Problem("2-15 2-3", START + " and {B} has {b} times as many", BOTH, {"b * a": OTHER_HAS, "a + x": SUM}),
 )
 
 
 def _worked(draw: Draws) -> tuple[Problem, dict[str, str], list[tuple[str, int, str]]]:
-    """A problem, the words for its slots, and its steps as (expression, result, sentence with the slot ``x`` left)."""
+    """A problem, the words for its slots, and its steps as (sum, result, sentence with the slot ``x`` left)."""
     problem = draw.choice(PROBLEMS)
     values = {}
     for name, limits in zip("abc", problem.ranges.split(), strict=False):
         low, high = limits.split("-")
         values[name] = draw.number(int(low), int(high))
     words = {name: str(value) for name, value in values.items()}
-    words |= dict(zip(("A", "B"), draw.sample(PEOPLE, 2), strict=True), goods=draw.choice(GOODS))
+    words |= dict(zip(("A", "B"), draw.sample(FRIENDS, 2), strict=True), goods=draw.choice(GOODS))
     steps = []
     for expression, sentence in problem.steps.items():
         left, sign, right = expression.split()
         p, q = values[left], values[right]
         values["x"] = p + q if sign == "+" else p - q if sign == "-" else p * q
-        steps.append((f"{p} {sign} {q}", values["x"], sentence))
+        steps.append((f"{p}{sign}{q}", values["x"], sentence))
     return problem, words, steps
-
-
-def _sum_sentence(draw: Draws) -> str:
-    problem, words, steps = _worked(draw)
-    subject, space = PRONOUNS[words["A"]], draw.choice((" ", ""))
-    done = [
-        sentence.format(**words, S=subject, x=f"{expression} = {result}".replace(" ", space))
-        for expression, result, sentence in steps
-    ]
-    return f"{problem.told.format(**words)}, so {' and '.join(done)}."
 
 
 def _gsm8k_row(draw: Draws) -> Row:
     problem, words, steps = _worked(draw)
     lines = []
     for expression, result, sentence in steps:
-        marked = expression.replace(" ", "")
-        line = sentence.format(**words, S=words["A"], x=f"{marked}=<<{marked}={result}>>{result}")
+        line = sentence.format(**words, x=f"{expression}=<<{expression}={result}>>{result}")
         lines.append(f"{line[0].upper()}{line[1:]}.")
     question = f"{problem.told}. {draw.choice(problem.asked)}".format(**words)
     return {"question": question, "answer": "\n".join([*lines, f"#### {steps[-1][1]}"])}
@@ -331,47 +286,96 @@ def _gsm8k_row(draw: Draws) -> Row:
 # Documents and splits
 
 
+def _for_test(text: str) -> bool:
+    """Whether a passage (squad) or question (gsm8k) may only be in the test split: it decides that itself."""
+    return int(_digest(text)[:8], 16) % TEST_SHARE == 0
+
+
+def _asked(question: str, answer: str) -> str:
+    return f"Question: {question}\nAnswer: {answer}"
+
+
+def _subject(draw: Draws) -> str:
+    """A town or a person; some people are written about three times as often as others."""
+    if draw.number(1, 8) == 1:
+        return draw.choice(TOWNS)
+    popularity = draw.next()
+    return PEOPLE[int(len(PEOPLE) * popularity * (1 + popularity) / 2)]
+
+
+def _fact_document(draw: Draws) -> str:
+    """All about one subject, then questions about any, so that most answers have to be known."""
+    subject = _subject(draw)
+    told = _fact_sentences(draw, subject, (2,) if subject in TOWNS else draw.choice(((1, 2, 2), (2, 1, 2), (2, 2, 1))))
+    lines = [" ".join(told)]
+    for _ in range(3):
+        subject = _subject(draw)
+        fact = draw.choice(FACTS[subject])
+        lines.append(_asked(draw.choice(fact.attribute.questions).format(subject), fact.value))
+    return "\n".join(lines)
+
+
+def _story_document(draw: Draws) -> str:
+    """A story, then notes of it or questions about it."""
+    context, events = _story(draw, draw.choice((1, 2, 2, 3)))
+    if _for_test(context):
+        return context
+    if draw.number(1, 2) == 1:
+        notes = []
+        for _ in range(6):
+            event, start = draw.choice(events), draw.number(0, 3)
+            notes.append(" ".join(event[slot] for slot in (*SLOTS[start:], *SLOTS[:start])))
+        return f"{context}\nNotes: {', '.join(notes)}."
+    asked = draw.sample([(event, slot) for event in events for slot in STORY_QUESTIONS], 3 if len(events) < 3 else 2)
+    return "\n".join([context, *(_asked(STORY_QUESTIONS[slot].format(**event), event[slot]) for event, slot in asked)])
+
+
+def _sum_document(draw: Draws) -> str:
+    """A word problem with its solution, and some bare sums."""
+    row = _gsm8k_row(draw)
+    sums = [f"{expression}={result}" for _ in range(2) for expression, result, _ in _worked(draw)[2]]
+    bare = f"Sums: {', '.join(sums)}."
+    if _for_test(row["question"]):
+        return bare
+    solution = re.sub(r"<<.*?>>", "", row["answer"])
+    return f"{_asked(row['question'], solution)}\n{bare}"
+
+
+DOCUMENTS = (_fact_document, _story_document, _story_document, _story_document, _sum_document)
+
+
 def _document(draw: Draws) -> str:
-    parts = [[_sum_sentence(draw)]]
-    for _ in range(draw.number(1, 2)):
-        popularity = draw.next()  # some people are written about three times as often as others
-        person = PEOPLE[int(len(PEOPLE) * popularity * (1 + popularity) / 2)]
-        parts.append(_fact_sentences(draw, person, draw.choice(((1, 2, 2), (2, 1, 2), (2, 2, 1)))))
-    if len(parts) == 3:
-        parts.append(_fact_sentences(draw, draw.choice(TOWNS), (2,)))
-    else:
-        told, events = _story(draw, SHORT_SHAPES)
-        parts.append([*told, draw.choice(RECAPS).format(**draw.choice(events))])
-    return " ".join(sentence for part in draw.sample(parts, len(parts)) for sentence in part)
+    return draw.choice(DOCUMENTS)(draw)
 
 
 def _commonsense_rows() -> tuple[list[Row], list[Row]]:
-    """Half of all facts are asked about in training, with other words and options each time, half in the test."""
-    splits: tuple[list[Row], list[Row]] = ([], [])
-    for split, rows in enumerate(splits):
+    """Half of all facts are asked about in training, half in the test, with other words or options each time."""
+    splits: list[list[Row]] = []
+    for split, count in enumerate((TRAIN_ROWS, TEST_ROWS)):
         asked = [(subject, fact) for subject, facts in FACTS.items() for fact in facts if fact.held_out == split]
-        asked *= 1 if split else 1 + TRAIN_ROWS // len(asked)
-        places, wordings = _ranks(f"places {split}", len(asked)), _ranks(f"wordings {split}", len(asked))
+        asked *= 2 + count // len(asked)
+        rows: dict[str, Row] = {}
+        places = _ranks(f"places {split}", len(asked))
         draws = _draws(WORLD_SEED, f"options {split}", 0, len(asked))
-        for draw, place, wording, (subject, (attribute, value, _)) in zip(draws, places, wordings, asked, strict=True):
+        for draw, place, (subject, (attribute, value, _)) in zip(draws, places, asked, strict=True):
             options = draw.sample([other for other in attribute.values if other != value], 4)
             options.insert(place % 5, value)
-            question = attribute.questions[wording % 4].format(subject)
-            choices = {"label": list("ABCDE"), "text": options}
+            question = draw.choice(attribute.questions).format(subject)
             name = _digest("\n".join([question, *options]))[:32]
+            choices = {"label": list("ABCDE"), "text": options}
             row = {"id": name, "question": question, "question_concept": subject}
-            rows.append({**row, "choices": choices, "answerKey": "ABCDE"[place % 5]})
-        rows.sort(key=lambda row: str(row["id"]))  # a random order: facts of one subject were made side by side
-    return splits
+            rows[name] = {**row, "choices": choices, "answerKey": "ABCDE"[place % 5]}
+        splits.append([rows[name] for name in sorted(rows)])  # a random order: facts of one subject were side by side
+    return splits[0], splits[1]
 
 
 def _drawn_rows(dataset: str) -> tuple[list[Row], list[Row]]:
-    """Rows of squad or gsm8k. A passage or question decides its split itself, so that it cannot be in both."""
+    """Rows of squad or gsm8k."""
     make, key = (_squad_row, "context") if dataset == "squad" else (_gsm8k_row, "question")
     rows = {row[key]: row for row in map(make, _draws(WORLD_SEED, dataset, 0, CANDIDATES))}
     splits: tuple[list[Row], list[Row]] = ([], [])
     for text, row in rows.items():
-        splits[int(_digest(text)[:8], 16) % TEST_SHARE == 0].append(row)
+        splits[_for_test(text)].append(row)
     return splits
 
 

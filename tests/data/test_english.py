@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from scipy import stats
 
-from pausebench.data.english import PEOPLE, TEST_SPLITS, TOWN_ATTRIBUTES, TOWNS, EnglishWorld
+from pausebench.data.english import FRIENDS, PEOPLE, TEST_SPLITS, TOWN_ATTRIBUTES, TOWNS, EnglishWorld
 from pausebench.errors import BadInput
 
 WORLD = EnglishWorld(None)
@@ -30,24 +30,24 @@ def sha256(text: str) -> str:
 
 def test_the_first_documents_are_these() -> None:
     documents = WORLD.documents(0, 0, 20)
-    assert sha256("\n".join(documents)) == "cd3dfc5b9bc1d502"
+    assert sha256("\n".join(documents)) == "7b499dc3d9d07a3a"
     assert documents[1] == (
-        "Joreth loves honey and uses a saw for work. Joreth has a pet rabbit. Joreth is a farmer and has a home in"
-        " Tavin. Orun found 27 lamps and Ilun found 13 lamps, so he found 27 - 13 = 14 more lamps. Lorina went to "
-        "Zelham on Wednesday. There she hid a kite. Oreth counted 39 lamps in Ashvik on Thursday. So on Wednesday "
-        "Lorina was in Zelham."
+        "On Thursday Roso caught a mouse in Kestow. On Friday Joro wrote a poem in Bresk.\n"
+        "Question: When did Joro write the poem?\nAnswer: Friday\n"
+        "Question: What did Roso catch?\nAnswer: mouse\n"
+        "Question: Where did Roso catch the mouse?\nAnswer: Kestow"
     )
 
 
 @pytest.mark.parametrize(
     ("dataset", "split", "rows", "digest"),
     [
-        ("squad", "train", 8000, "cb6a97b6cc46bcad"),
-        ("squad", "validation", 500, "2a0a2eb5ba42807e"),
-        ("gsm8k", "train", 8000, "28df3c00b6efd617"),
-        ("gsm8k", "test", 500, "89a1ca99083bb8e0"),
-        ("commonsense_qa", "train", 8000, "87fec58d05ce6051"),
-        ("commonsense_qa", "validation", 500, "9a4acb276f0e2510"),
+        ("squad", "train", 8000, "47e52d1a8f832701"),
+        ("squad", "validation", 500, "9b7f5f461a7a6b46"),
+        ("gsm8k", "train", 8000, "1b43784852cbc6d2"),
+        ("gsm8k", "test", 500, "1b945a60aa33029b"),
+        ("commonsense_qa", "train", 8000, "2dfcfb572dc9fbf6"),
+        ("commonsense_qa", "validation", 500, "e50e5de671677faf"),
     ],
 )
 def test_the_rows_are_these(dataset: str, split: str, rows: int, digest: str) -> None:
@@ -85,36 +85,72 @@ def test_a_dataset_or_split_that_is_not_there_is_refused_with_those_that_are(
 
 def test_documents_are_short_and_use_few_words() -> None:
     documents = WORLD.documents(0, 0, 3000)
-    assert {len(re.findall(r"\.( |$)", text)) for text in documents} <= set(range(3, 9))
     lengths = [len(text.split()) for text in documents]
-    assert min(lengths) >= 50 and max(lengths) <= 120
+    assert min(lengths) >= 3 and max(lengths) <= 90
     words = {word for text in documents for word in re.findall(r"[A-Za-z]+", text)}
-    assert len(words - set(PEOPLE)) < 400
+    assert len(words - set(PEOPLE)) < 250
 
 
 def test_names_of_people_towns_and_lands_are_never_the_same_word() -> None:
     names = [*PEOPLE, *TOWNS, *TOWN_ATTRIBUTES[1].values]
-    assert len(set(names)) == len(names) == 200 + 20 + 10
+    assert len(set(names)) == len(names) == 40 + 10 + 5
+    assert set(FRIENDS) < set(PEOPLE)
+
+
+def asked_in(text: str) -> list[tuple[str, str]]:
+    """The questions of a document with the first line of their answers."""
+    return re.findall(r"Question: (.*)\nAnswer: (.*)", text)
+
+
+def test_documents_are_facts_stories_and_sums_and_most_have_questions() -> None:
+    documents = WORLD.documents(0, 0, 3000)
+    kinds = Counter(
+        "sums" if "Sums: " in text else "story" if re.search(r"day\b(?<! day)", text) else "facts" for text in documents
+    )
+    assert kinds["story"] / 3000 == pytest.approx(0.6, abs=0.04)
+    assert kinds["sums"] / 3000 == pytest.approx(0.2, abs=0.04)
+    assert sum(bool(asked_in(text)) for text in documents) / 3000 == pytest.approx(0.2 + 0.3 + 0.2, abs=0.06)
+
+
+def test_documents_never_ask_about_a_passage_or_sum_of_a_test_split() -> None:
+    """A passage or question decides itself whether it is for the test; that the test rows are not there follows."""
+    test_questions = {row["question"] for row in WORLD.rows("gsm8k", "test")}
+    test_passages = {row["context"] for row in WORLD.rows("squad", "validation")}
+    assert all(for_test(text) for text in test_questions | test_passages)
+    passages = sums = 0
+    for text in WORLD.documents(0, 0, 5000):
+        first, *rest = text.split("\n")
+        if first.startswith("Question: "):
+            sums += 1
+            assert not for_test(first.removeprefix("Question: "))
+        elif rest and re.search(r"day\b(?<! day)", first):
+            passages += 1
+            assert not for_test(first)
+    assert passages > 2000 and sums > 800
+
+
+def for_test(text: str) -> bool:
+    return int(hashlib.sha256(text.encode()).hexdigest()[:8], 16) % 16 == 0
 
 
 CLAUSES = {
-    "home": r"lives in (\w+)|has a home in (\w+)|stays in (\w+) all year",
-    "trade": r"works as a (\w+)|is a (\w+)|earns money as a (\w+)",
-    "tool": r"uses a (\w+) for work|carries a (\w+)|owns a (\w+)",
-    "food": r"likes to eat (\w+)|eats (\w+) every day|loves (\w+)",
-    "animal": r"keeps a (\w+)|has a pet (\w+)|takes care of a (\w+)",
-    "sight": r"has a big (\w+)|is known for its (\w+)|is built around a (\w+)",
-    "land": r"lies in (\w+)|is a town of (\w+)|belongs to (\w+)",
+    "home": r"lives in (\w+)|has a home in (\w+)",
+    "trade": r"works as a (\w+)|earns money as a (\w+)",
+    "tool": r"uses a (\w+) for work|carries a (\w+)",
+    "food": r"likes to eat (\w+)|eats (\w+) every day",
+    "animal": r"keeps a (\w+)|has a pet (\w+)",
+    "sight": r"has a big (\w+)|is known for its (\w+)",
+    "land": r"lies in (\w+)|is a town of (\w+)",
 }
 # The first of these that is in a question tells what is asked.
 ASKED = {
-    "land": r" land\?| lie\?|belong",
-    "sight": r"known for|built around| big |sight",
+    "land": r" land\?| lie\?",
+    "sight": r"known for| big |sight",
     "home": r" live\?|home",
-    "trade": r" work as\?|the work of|earn|works as",
-    "tool": r"use| carry| own",
-    "food": r"eat| love| food",
-    "animal": r" keep\?| pet |care",
+    "trade": r" work as\?|the work of|earn",
+    "tool": r"use| carry",
+    "food": r" eat|food",
+    "animal": r"keep\?| pet ",
 }
 
 
@@ -125,8 +161,8 @@ def attribute_of(question: str) -> str:
 def stated_facts(documents: list[str]) -> dict[tuple[str, str], Counter[str]]:
     """(subject, attribute) -> how often each value is stated, read from the text alone."""
     facts: dict[tuple[str, str], Counter[str]] = {}
-    for sentence in (sentence for text in documents for sentence in re.split(r"\. |\.$", text)):
-        subject, _, rest = sentence.removeprefix("Everyone knows that ").partition(" ")
+    for sentence in (sentence for text in documents for sentence in re.split(r"\. |\.$|\.\n", text)):
+        subject, _, rest = sentence.partition(" ")
         for clause in rest.split(" and "):
             for attribute, pattern in CLAUSES.items():
                 if found := re.fullmatch(pattern, clause):
@@ -135,15 +171,29 @@ def stated_facts(documents: list[str]) -> dict[tuple[str, str], Counter[str]]:
 
 
 def test_documents_state_every_fact_of_the_world_again_and_again_and_never_another() -> None:
-    facts = stated_facts(WORLD.documents(0, 0, 3000))
-    assert len(facts) == 200 * 5 + 20 * 2
+    facts = stated_facts(WORLD.documents(0, 0, 4000))
+    assert len(facts) == 40 * 5 + 10 * 2
     assert all(len(values) == 1 for values in facts.values()), "a person has one home, one trade, ..."
     assert min(values.total() for values in facts.values()) >= 5
     values = Counter((attribute, value) for (_, attribute), counts in facts.items() for value in counts)
     for attribute in CLAUSES:
         shares = [count for (name, _), count in values.items() if name == attribute]
-        assert len(shares) == (10 if attribute in ("sight", "land") else 20)
+        assert len(shares) == (5 if attribute in ("sight", "land") else 10)
         assert len(set(shares)) == 1, "no value may be a better guess than another"
+
+
+def test_a_question_about_a_fact_in_a_document_is_answered_as_the_statements_have_it() -> None:
+    documents = WORLD.documents(0, 0, 3000)
+    facts = stated_facts(documents)
+    asked = Counter[tuple[str, str]]()
+    for text in documents:
+        if "Sums: " in text or re.search(r"day\b(?<! day)", text):
+            continue
+        for question, answer in asked_in(text):
+            [subject] = set(re.findall(r"\w+", question)) & {*PEOPLE, *TOWNS}
+            assert set(facts[subject, attribute_of(question)]) == {answer}
+            asked[subject, attribute_of(question)] += 1
+    assert set(asked) == set(facts)
 
 
 # commonsense_qa
@@ -176,7 +226,7 @@ def test_no_fact_is_asked_about_in_both_splits_of_commonsense_qa() -> None:
         }
         for split in ("train", "validation")
     )
-    assert len(train) == 520 and len(test) == 500
+    assert len(train) == len(test) == 110
     assert not train & test
     assert {attribute for _, attribute in train} == {attribute for _, attribute in test} == set(CLAUSES)
 
@@ -185,7 +235,7 @@ def test_no_fact_is_asked_about_in_both_splits_of_commonsense_qa() -> None:
 def test_the_right_option_stands_in_every_place_equally_often(split: str) -> None:
     rows = WORLD.rows("commonsense_qa", split)
     letters = Counter(row["answerKey"] for row in rows)
-    assert all(0.19 < letters[letter] / len(rows) < 0.21 for letter in "ABCDE")
+    assert all(0.18 < letters[letter] / len(rows) < 0.22 for letter in "ABCDE")
     table: dict[str, Counter[str]] = {}
     for row in rows:
         kind = attribute_of(row["question"])
@@ -212,13 +262,8 @@ def test_how_often_an_option_was_right_in_training_tells_nothing_about_the_test(
 
 # squad
 
-ONE = r"(?:On (?P<day1>\w+) |In (?P<place1>\w+) |)(?P<who>\w+) (?P<past>\w+) (?P<what>(?:a |\d+ |)\w+)"
-ONE += r"(?: in (?P<place2>\w+))?(?: on (?P<day2>\w+))?"
-WENT = r"(?P<who>\w+) went to (?P<place>\w+) on (?P<day>\w+)"
-THERE = r"There (?:she|he) (?P<past>\w+) (?P<what>(?:a |\d+ |)\w+)"
-PAST = {"sell": "sold", "buy": "bought", "find": "found", "paint": "painted", "count": "counted"}
-PAST |= {"lose": "lost", "hide": "hid", "make": "made", "borrow": "borrowed", "break": "broke"}
-PAST |= {"meet": "met", "help": "helped", "visit": "visited"}
+TOLD = r"On (?P<day>\w+) (?P<who>\w+) (?P<past>\w+) a (?P<thing>\w+) in (?P<place>\w+)"
+PAST = {"eat": "ate", "build": "built", "catch": "caught", "lose": "lost", "wear": "wore", "write": "wrote"}
 Event = dict[str, str]
 
 
@@ -226,64 +271,52 @@ def read_passage(context: str) -> list[Event]:
     """Who did what where and when, read from the passage alone."""
     events: list[Event] = []
     for sentence in context.removesuffix(".").split(". "):
-        if found := re.fullmatch(WENT, sentence):
-            events.append(found.groupdict())
-        elif found := re.fullmatch(THERE, sentence):
-            events[-1] |= found.groupdict()
-        else:
-            found = re.fullmatch(ONE, sentence)
-            assert found, sentence
-            slots = {name.rstrip("12"): value for name, value in found.groupdict().items() if value}
-            assert set(slots) == {"who", "past", "what", "place", "day"}, sentence
-            events.append(slots)
+        found = re.fullmatch(TOLD, sentence)
+        assert found, sentence
+        events.append(found.groupdict())
     return events
 
 
-def test_the_last_sentence_of_a_story_in_a_document_repeats_what_the_story_said() -> None:
-    event_words = re.compile(r"\b(?:[A-Z]\w+|\d+)\b")
-    recaps = 0
+def test_a_story_in_a_document_has_notes_or_questions_and_they_say_what_it_says() -> None:
+    noted = asked = 0
     for text in WORLD.documents(1, 0, 2000):
-        sentences = text.removesuffix(".").split(". ")
-        told = next((index for index, sentence in enumerate(sentences) if sentence.startswith("So ")), 0)
-        start = told
-        while start and re.search(r"^There |[a-z]day\b", sentences[start - 1]):
-            start -= 1
-        if told:
-            recaps += 1
-            words = set(event_words.findall(sentences[told].removeprefix("So ")))
-            events = read_passage(". ".join(sentences[start:told]))
-            assert any(words <= {word for value in event.values() for word in value.split()} for event in events)
-    assert recaps > 800
+        first, *_ = text.split("\n")
+        if "Sums: " in text or not re.search(r"day\b(?<! day)", first):
+            continue
+        events = read_passage(first)
+        for question, answer in asked_in(text):
+            asked += 1
+            assert answers_of(question, events) == [answer]
+        if found := re.search(r"\nNotes: (.*)\.$", text):
+            noted += 1
+            for note in found[1].split(", "):
+                assert any(sorted(note.split()) == sorted({**event, "past": ""}.values())[1:] for event in events)
+    assert asked > 1000 and noted > 400
 
 
 def answers_of(question: str, events: list[Event]) -> list[str]:
     """The answers of all events that fit the question."""
 
     def about(event: Event, **wanted: str) -> bool:
-        return all(value in (event[name], event[name].split()[-1]) for name, value in wanted.items())
+        return all(event[name] == value for name, value in wanted.items())
 
-    if found := re.fullmatch(r"How many (\w+) did (\w+) (\w+)\?", question):
-        goods, who, base = found.groups()
-        return [event["what"].split()[0] for event in events if about(event, who=who, past=PAST[base], what=goods)]
-    if found := re.fullmatch(r"(?:What|Who) did (\w+) (\w+) in (\w+)\?", question):
-        who, base, place = found.groups()
-        return [event["what"].split()[-1] for event in events if about(event, who=who, past=PAST[base], place=place)]
-    if found := re.fullmatch(r"Who (\w+) (?:the )?(\w+) (in|on) (\w+)\?", question):
-        past, what, preposition, value = found.groups()
-        name = "place" if preposition == "in" else "day"
-        return [event["who"] for event in events if about(event, past=past, what=what, **{name: value})]
-    found = re.fullmatch(r"(Where|When|In which town|On which day) did (\w+) (\w+) (?:the )?(\w+)\?", question)
+    if found := re.fullmatch(r"Who (\w+) the (\w+)\?", question):
+        past, thing = found.groups()
+        return [event["who"] for event in events if about(event, past=past, thing=thing)]
+    if found := re.fullmatch(r"What did (\w+) (\w+)\?", question):
+        who, base = found.groups()
+        return [event["thing"] for event in events if about(event, who=who, past=PAST[base])]
+    found = re.fullmatch(r"(Where|When) did (\w+) (\w+) the (\w+)\?", question)
     assert found, question
-    asked, who, base, what = found.groups()
-    name = "place" if asked in ("Where", "In which town") else "day"
-    return [event[name] for event in events if about(event, who=who, past=PAST[base], what=what)]
+    asked, who, base, thing = found.groups()
+    name = "place" if asked == "Where" else "day"
+    return [event[name] for event in events if about(event, who=who, past=PAST[base], thing=thing)]
 
 
 def test_a_squad_question_has_one_answer_in_its_passage_and_it_is_the_given_span() -> None:
     for row in both_splits("squad"):
         assert list(row) == ["id", "title", "context", "question", "answers"]
-        assert 2 <= len(row["context"].split(". ")) <= 4
-        assert len(f"{row['context']} {row['question']}".split()) <= 60
+        assert 2 <= len(row["context"].split(". ")) <= 3
         [text], [start] = row["answers"]["text"], row["answers"]["answer_start"]
         assert answers_of(row["question"], read_passage(row["context"])) == [text]
         assert re.findall(rf"\b{text}\b", row["context"]) == [text]
@@ -297,15 +330,16 @@ def test_no_squad_passage_is_in_both_splits() -> None:
 
 
 def test_a_squad_answer_is_not_found_by_its_place_in_the_passage() -> None:
-    first, last, whos, kinds = 0, 0, 0, Counter[str]()
-    for row in both_splits("squad"):
+    first = last = 0
+    kinds = Counter[str]()
+    rows = both_splits("squad")
+    for row in rows:
         [text] = row["answers"]["text"]
-        kinds[next(word for word in row["question"].split() if word != "In" and word != "On")] += 1
-        if text in PEOPLE:
-            people = [word for word in re.findall(r"\w+", row["context"]) if word in set(PEOPLE)]
-            first, last, whos = first + (text == people[0]), last + (text == people[-1]), whos + 1
-    assert 0.15 < first / whos < 0.45 and 0.15 < last / whos < 0.5
-    assert max(kinds.values()) < 0.45 * kinds.total()
+        events = read_passage(row["context"])
+        first, last = first + (text in events[0].values()), last + (text in events[-1].values())
+        kinds[row["question"].split()[0]] += 1
+    assert first / len(rows) == pytest.approx(5 / 12, abs=0.02) == last / len(rows)
+    assert set(kinds) == {"Who", "What", "Where", "When"} and max(kinds.values()) < 0.27 * len(rows)
 
 
 # gsm8k
@@ -326,7 +360,7 @@ def test_a_gsm8k_solution_is_right_and_uses_the_numbers_of_its_question() -> Non
             assert str(result) == marked == shown
             known.add(marked)
         assert final == f"#### {result}"
-        assert result is not None and 0 <= result <= 60
+        assert result is not None and 0 <= result <= 99
 
 
 def solve(question: str) -> int:
@@ -347,7 +381,7 @@ def test_a_gsm8k_answer_follows_from_the_words_of_the_question() -> None:
     rows = both_splits("gsm8k")
     assert all(row["answer"].endswith(f"\n#### {solve(row['question'])}") for row in rows)
     answers = Counter(row["answer"].rpartition(" ")[2] for row in rows)
-    assert len(answers) > 50 and max(answers.values()) < 0.08 * len(rows)
+    assert len(answers) > 30 and max(answers.values()) < 0.11 * len(rows)
 
 
 def test_no_gsm8k_question_is_in_both_splits() -> None:
@@ -357,10 +391,8 @@ def test_no_gsm8k_question_is_in_both_splits() -> None:
 
 
 def test_sums_in_documents_are_right() -> None:
-    sums = [
-        found for text in WORLD.documents(2, 0, 2000) for found in re.findall(r"(\d+) ?([-+*]) ?(\d+) ?= ?(\d+)", text)
-    ]
-    assert len(sums) > 2000
+    sums = [found for text in WORLD.documents(2, 0, 2000) for found in re.findall(r"(\d+)([-+*])(\d+)=(\d+)", text)]
+    assert len(sums) > 1500
     for left, sign, right, result in sums:
         assert {"+": int.__add__, "-": int.__sub__, "*": int.__mul__}[sign](int(left), int(right)) == int(result)
 
