@@ -24,6 +24,7 @@ from pausebench.groups import (
     Precision,
     Pretraining,
     Source,
+    TaskConfig,
     TokenizerConfig,
     TokenizerKind,
     TrackingConfig,
@@ -175,7 +176,7 @@ class PretrainConfig(TrainingConfig):
 class FinetuneConfig(TrainingConfig):
     """StdFT (k=0) or PauseFT (k>0) on one task."""
 
-    task: str = option(MISSING, "group: the task")
+    task: TaskConfig = option(MISSING, "group: the task")
     pause: PauseConfig = option(PauseConfig, "group: pause=off says the same as k=0", identity=False)
     k: int | None = option(None, "pauses in every row; 0 is StdFT (none: the task's default_k)")
     default_k: int = option(8, "K where k is not given", identity=False)
@@ -322,6 +323,7 @@ for _schema in (
     ModelConfig,
     TrainingConfig,
     WorldConfig,
+    TaskConfig,
     DataConfig,
     CorpusConfig,
     TokenizerConfig,

@@ -194,6 +194,23 @@ class TokenizerConfig:
 
 
 @dataclass(frozen=True)
+class TaskConfig:
+    """What is asked (group ``task``)."""
+
+    name: str = option(MISSING, "name of the task")
+    train_fraction: float | None = option(
+        None, "share of the evaluation rows to train on instead, where no training split is to be had (none: no share)"
+    )
+
+    def __post_init__(self) -> None:
+        require(
+            self.train_fraction is None or 0 < self.train_fraction < 1,
+            f"task.train_fraction={self.train_fraction}",
+            "must be above 0 and below 1",
+        )
+
+
+@dataclass(frozen=True)
 class PauseConfig:
     """Whether this stage uses pauses (group ``pause``: on or off)."""
 

@@ -32,7 +32,7 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     run_path = runs.existing_run(config.runs, "finetune", config.run)
     manifest, trained = read_json(run_path / "manifest.json"), read_json(run_path / "result.json")
     finetuned = load_finetune_config(run_path)
-    task, rows, tokenizer = TASKS[finetuned.task], open_task(finetuned), open_tokenizer(finetuned)
+    task, rows, tokenizer = TASKS[finetuned.task.name], open_task(finetuned), open_tokenizer(finetuned)
     if tokenizer.fingerprint != manifest["tokenizer"]:
         raise BadInput(
             f"{run_path} was trained with tokenizer {manifest['tokenizer']}; it is now {tokenizer.fingerprint}."
@@ -113,7 +113,7 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
 
 def evaluated_layout(config: EvaluateConfig, finetuned: FinetuneConfig, tokenizer: Tokenizer) -> RowLayout:
     """The rows of the finetuning, with the evaluation's placement and filler."""
-    layout = RowLayout.of(finetuned, TASKS[finetuned.task], tokenizer)
+    layout = RowLayout.of(finetuned, TASKS[finetuned.task.name], tokenizer)
     placement = config.placement or finetuned.placement
     return replace(layout, placement=placement, pause_id=filler_id(config.filler, tokenizer))
 

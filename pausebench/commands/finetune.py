@@ -20,7 +20,7 @@ from pausebench.training.progress import Progress
 
 def run(config: FinetuneConfig) -> dict[str, Any]:
     """Train to the last step, or return the result that is already there."""
-    task, rows = TASKS[config.task], open_task(config)
+    task, rows = TASKS[config.task.name], open_task(config)
     tokenizer = open_tokenizer(config)
     parent = runs.find_parent(config, tokenizer.fingerprint)
     check_length(config, rows, tokenizer, parent, config.pauses, "k")

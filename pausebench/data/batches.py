@@ -244,7 +244,7 @@ def generated_batches(config: FinetuneConfig, layout: RowLayout) -> Batches:
     """Fresh rows of a world for every step; all have one length."""
 
     def block(seed: int, start: int, rows: int) -> Batch:
-        return layout.training_batch(_encoded_generated_rows(config.task, config.world, seed, start, rows))
+        return layout.training_batch(_encoded_generated_rows(config.task.name, config.world, seed, start, rows))
 
     return _fixed_batches(block, config.seed, config.train.batch_size, BLOCK_ROWS)
 

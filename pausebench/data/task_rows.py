@@ -143,7 +143,7 @@ def open_task(config: FinetuneConfig) -> GeneratedRows | DatasetRows:
     """The rows that a config names; read once a process. Raises ``BadInput`` for rows that are missing or broken."""
     world = config.world if config.embedded else None
     root = config.data.root if config.data.source is Source.files else None
-    return _open_task(config.task, config.data.source, root, world)
+    return _open_task(config.task.name, config.data.source, root, world)
 
 
 @lru_cache(maxsize=8)

@@ -31,8 +31,8 @@ def to_example(row: Row) -> Example:
         if not isinstance(answer, str) or not answer.strip():
             raise ValueError(f"answers.text has {answer!r}, which is not an answer in words.")
     references = tuple(dict.fromkeys(answer.strip() for answer in answers))
-    prefix = f"{row['context'].strip()}\nQuestion: {row['question'].strip()}\nAnswer:"
-    return Example(prefix, f" {references[0]}", references)
+    question = f"Question: {row['question'].strip()}\nAnswer:"
+    return Example(question, f" {references[0]}", references, context=f"{row['context'].strip()}\n")
 
 
 SQUAD = Task(

@@ -25,6 +25,7 @@ from pausebench.groups import (
     AttentionKind,
     ModelConfig,
     Precision,
+    TaskConfig,
     TokenizerConfig,
     TokenizerKind,
     TrackingConfig,
@@ -41,7 +42,7 @@ from pausebench.training.trainer import Trainer
 
 STEPS = 700
 CONFIG = FinetuneConfig(
-    task="parity",
+    task=TaskConfig(name="parity"),
     model=ModelConfig("mini", 2, 1, 16, 64, 64, activation="relu", embedding_std=0.5, linear_gain=0.8),
     world=WorldConfig("count20", "count", 28, 10, 20, 20, ["MAJ", "FIRST", "LAST"]),
     tokenizer=TokenizerConfig(kind=TokenizerKind.words),

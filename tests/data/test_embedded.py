@@ -25,11 +25,20 @@ from pausebench.data.embedded import (
 from pausebench.data.task_rows import encode
 from pausebench.data.tokenizer import WordTokenizer
 from pausebench.errors import BadInput
-from pausebench.groups import ModelConfig, PauseConfig, TokenizerConfig, TokenizerKind, TrainConfig, WorldConfig
+from pausebench.groups import (
+    ModelConfig,
+    PauseConfig,
+    TaskConfig,
+    TokenizerConfig,
+    TokenizerKind,
+    TrainConfig,
+    WorldConfig,
+)
 from pausebench.pauses import IGNORE_INDEX
 from pausebench.tasks import TASKS, Example
 
 COUNT_WORLDS = ["count16", "count20", "count24"]
+PARITY = TaskConfig(name="parity")
 MODEL = ModelConfig(name="x", n_layers=1, n_heads=1, d_model=8, d_mlp=8, max_positions=64)
 WORDS = TokenizerConfig(kind=TokenizerKind.words)
 Worlds = Callable[[str], WorldConfig]
@@ -187,7 +196,7 @@ def test_no_users_seed_reads_the_test_or_validation_rows(world_config: Worlds) -
         with pytest.raises(BadInput, match="seed"):
             PretrainConfig(model=MODEL, world=world_config("count20"), tokenizer=WORDS, seed=seed)
         with pytest.raises(BadInput, match="seed"):
-            FinetuneConfig(task="parity", model=MODEL, world=world_config("count20"), tokenizer=WORDS, seed=seed)
+            FinetuneConfig(task=PARITY, model=MODEL, world=world_config("count20"), tokenizer=WORDS, seed=seed)
     world = build_world(world_config("relay"))  # 8 ** 24 strings: none comes twice by chance
     splits = [
         {row["symbols"] for row in world.task_rows(seed, 0, 500)}
@@ -252,7 +261,7 @@ def pretraining(world: WorldConfig, **options: Any) -> Batches:
 
 def finetuning(world: WorldConfig, **options: Any) -> Batches:
     options = {"train": TrainConfig(batch_size=64), "k": 3} | options
-    config = FinetuneConfig(task="parity", model=MODEL, world=world, tokenizer=WORDS, **options).resolved()
+    config = FinetuneConfig(task=PARITY, model=MODEL, world=world, tokenizer=WORDS, **options).resolved()
     return generated_batches(config, RowLayout.of(config, TASKS["parity"], build_world(world).tokenizer))
 
 

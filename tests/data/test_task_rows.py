@@ -27,6 +27,7 @@ from pausebench.groups import (
     ModelConfig,
     Placement,
     Source,
+    TaskConfig,
     TokenizerConfig,
     TokenizerKind,
     WorldConfig,
@@ -194,7 +195,7 @@ def test_a_broken_row_is_refused_where_it_stands(name: str, change: Row, message
 
 def config(task: str, **options: Any) -> FinetuneConfig:
     given = {"tokenizer": TokenizerConfig(kind=TokenizerKind.byte), "corpus": CorpusConfig(name="c4")} | options
-    return FinetuneConfig(task=task, model=MODEL, **{"world": NO_WORLD, **given})
+    return FinetuneConfig(task=TaskConfig(name=task), model=MODEL, **{"world": NO_WORLD, **given})
 
 
 def test_a_task_whose_rows_are_generated_has_none_in_files(tmp_path: Path) -> None:

@@ -48,12 +48,11 @@ GOLDEN: dict[str, tuple[dict[str, Any], Example]] = {
             },
         },
         Example(
-            "A piece of paper was later found on which Luther had written his last statement. The statement was in "
-            'Latin, apart from "We are beggars," which was in German.\n'
-            "Question: What was later discovered written by Luther?\n"
-            "Answer:",
+            "Question: What was later discovered written by Luther?\nAnswer:",
             " his last statement",
             ("his last statement", "last statement"),
+            context="A piece of paper was later found on which Luther had written his last statement. The statement "
+            'was in Latin, apart from "We are beggars," which was in German.\n',
         ),
     ),
     "gsm8k": (
