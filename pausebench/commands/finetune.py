@@ -7,7 +7,8 @@ from typing import Any
 from pausebench.commands import runs
 from pausebench.config import FinetuneConfig
 from pausebench.data.batches import Batches, DatasetBatches, RowLayout, generated_batches
-from pausebench.data.task_rows import DatasetRows, GeneratedRows, encode, open_task
+from pausebench.data.lengths import encode
+from pausebench.data.task_rows import DatasetRows, GeneratedRows, open_task
 from pausebench.data.tokenizer import Tokenizer
 from pausebench.data.vocabulary import open_tokenizer
 from pausebench.errors import BadInput
@@ -35,7 +36,7 @@ def run(config: FinetuneConfig) -> dict[str, Any]:
         model = runs.build_model(config, tokenizer)
         if parent.checkpoint is not None:
             checkpoint.load_checkpoint(parent.checkpoint, model)
-        batches, left_out = open_batches(config, rows, tokenizer, parent)
+        batches, lengths = open_batches(config, rows, tokenizer, parent)
         runs.write_manifest(
             folder,
             config,
@@ -50,8 +51,8 @@ def run(config: FinetuneConfig) -> dict[str, Any]:
             pretrained_length=parent.length,
             tokenizer=tokenizer.fingerprint,
             data_fingerprint=fingerprint,
-            rows_too_long=left_out,
             tokens_per_step=batches.batch(1).input_ids.numel(),
+            **lengths,
         )
         result = runs.train(folder, config, model, batches, device, progress, group=task.name)
     return progress.done(folder, result)
@@ -59,14 +60,17 @@ def run(config: FinetuneConfig) -> dict[str, Any]:
 
 def open_batches(
     config: FinetuneConfig, rows: GeneratedRows | DatasetRows, tokenizer: Tokenizer, parent: runs.Parent
-) -> tuple[Batches, int]:
-    """The training batches, and how many rows of the training split are left out of them because they do not fit."""
+) -> tuple[Batches, dict[str, int]]:
+    """The training batches, and how many rows of the training split were cut to fit or left out of them."""
     layout = RowLayout.of(config, rows.task, tokenizer)
     if isinstance(rows, GeneratedRows):
-        return generated_batches(config, layout), 0
+        return generated_batches(config, layout), {}
     limit, _ = length_limit(config, parent)
     packed = DatasetBatches(rows, layout, tokenizer, limit)
-    return packed.batches(config.seed, config.train.batch_size), packed.left_out
+    return packed.batches(config.seed, config.train.batch_size), {
+        "rows_truncated": packed.truncated,
+        "rows_too_long": packed.left_out,
+    }
 
 
 def length_limit(config: FinetuneConfig, parent: runs.Parent) -> tuple[int, str]:
@@ -85,16 +89,19 @@ def check_length(
     pauses: int,
     name: str,
 ) -> None:
-    """Raise ``BadInput`` when prefix + pauses + cue + target of a typical row do not fit.
+    """Raise ``BadInput`` when a typical row does not fit even without its turns and half of its context.
 
     ``name``: the option behind ``pauses``.
     """
     limit, reason = length_limit(config, parent)
-    lists = encode(rows.sample(), rows.task, tokenizer)
-    prefix, target = sorted(zip(*lists, strict=True), key=lambda pair: len(pair[0]) + len(pair[1]))[len(lists[0]) // 2]
-    sizes = [len(prefix), len(tokenizer.encode(rows.task.cue)), len(target)]
-    if sum(sizes) + pauses > limit:
+    cue = len(tokenizer.encode(rows.task.cue))
+    sizes = [
+        (len(example.question) + len(example.context) // 2, cue + len(example.target))
+        for example in encode(rows.sample(), rows.task, tokenizer)
+    ]
+    prefix, answer = sorted(sizes, key=sum)[len(sizes) // 2]
+    if prefix + pauses + answer > limit:
         raise BadInput(
-            f"{name}={pauses}: prefix {sizes[0]} + pauses {pauses} + answer {sizes[1] + sizes[2]} = "
-            f"{sum(sizes) + pauses} tokens, but {reason}. The largest {name} that fits is {max(0, limit - sum(sizes))}."
+            f"{name}={pauses}: prefix {prefix} + pauses {pauses} + answer {answer} = {prefix + pauses + answer} "
+            f"tokens, but {reason}. The largest {name} that fits is {max(0, limit - prefix - answer)}."
         )

@@ -19,8 +19,9 @@ from pausebench import pauses
 from pausebench.config import FinetuneConfig, PretrainConfig
 from pausebench.data.corpus import TRAIN, VALIDATION, Corpus, PackedRows, shuffled
 from pausebench.data.embedded import VALIDATION_SEED, World
+from pausebench.data.lengths import Tokens, encode, fit
 from pausebench.data.packing import pack
-from pausebench.data.task_rows import DatasetRows, GeneratedRows, TokenLists, encode
+from pausebench.data.task_rows import DatasetRows, GeneratedRows
 from pausebench.data.tokenizer import Tokenizer, pad
 from pausebench.errors import BadInput
 from pausebench.groups import AttentionKind, Placement, WorldConfig
@@ -160,8 +161,8 @@ class EncodedExamples(NamedTuple):
     target_lengths: Tensor
 
     @classmethod
-    def of(cls, lists: TokenLists, pad_id: int) -> EncodedExamples:
-        return cls(*pad(lists.prefix, pad_id), *pad(lists.target, pad_id))
+    def of(cls, prefixes: Sequence[Tokens], targets: Sequence[Tokens], pad_id: int) -> EncodedExamples:
+        return cls(*pad(prefixes, pad_id), *pad(targets, pad_id))
 
     def rows(self, index: Tensor) -> EncodedExamples:
         """Some rows, padding cut to the longest."""
@@ -237,7 +238,9 @@ def _encoded_generated_rows(task: str, world: WorldConfig, seed: int, start: int
     """Encoded rows of a world, kept because the cells of a sweep differ in K and parent, not in their rows."""
     rows = GeneratedRows(TASKS[task], world)
     tokenizer = rows.world.tokenizer
-    return EncodedExamples.of(encode(rows.training(seed, start, count), rows.task, tokenizer), tokenizer.end_id)
+    examples = encode(rows.training(seed, start, count), rows.task, tokenizer)
+    prefixes, targets = [example.prefix for example in examples], [example.target for example in examples]
+    return EncodedExamples.of(prefixes, targets, tokenizer.end_id)
 
 
 def generated_batches(config: FinetuneConfig, layout: RowLayout) -> Batches:
@@ -250,19 +253,26 @@ def generated_batches(config: FinetuneConfig, layout: RowLayout) -> Batches:
 
 
 class DatasetBatches:
-    """Packed batches of a dataset's training rows.
+    """Packed batches of a dataset's training rows, in at most ``limit`` tokens each.
 
-    Rows that do not fit into ``limit`` tokens are left out of their batch, so that every K trains on the same rows in
-    the same steps but for these. ``left_out`` counts them over the whole split.
+    A row with a long context is trained with one window of it, chosen by the row's number; ``truncated`` counts those.
+    Rows whose question and answer alone do not fit are left out of their batch, so that every K trains on the same rows
+    in the same steps but for these; ``left_out`` counts them over the whole split.
     """
 
     def __init__(self, rows: DatasetRows, layout: RowLayout, tokenizer: Tokenizer, limit: int) -> None:
         self._rows = rows
         self._layout = layout
-        self._lists = rows.encoded(tokenizer)
         room = limit - layout.k - len(layout.cue)
-        self._fits = [len(prefix) + len(target) <= room for prefix, target in zip(*self._lists, strict=True)]
-        self.left_out = self._fits.count(False)
+        self._fitting: list[tuple[Tokens, Tokens] | None] = []
+        self.truncated = 0
+        for number, example in enumerate(rows.encoded(tokenizer)):
+            fitted = fit(example, room - len(example.target))
+            whole = len(example.question) + len(example.target) <= room
+            prefix = fitted.prefixes[number % len(fitted.prefixes)]
+            self._fitting.append((prefix, example.target) if whole else None)
+            self.truncated += whole and bool(fitted.cut)
+        self.left_out = self._fitting.count(None)
 
     def batches(self, seed: int, batch_size: int) -> Batches:
         """Batches of ``batch_size`` examples."""
@@ -274,11 +284,11 @@ class DatasetBatches:
         return Batches(make, BLOCK_EXAMPLES // batch_size, lambda count: self._batch(self._rows.validation[:count]))
 
     def _batch(self, numbers: Sequence[int]) -> Batch:
-        fitting = [number for number in numbers if self._fits[number]]
+        fitting = [pair for number in numbers if (pair := self._fitting[number]) is not None]
         if not fitting:
             raise BadInput(
                 f"task={self._rows.task.name}: none of the {len(numbers)} rows of a batch fits; {self.left_out} of "
-                f"{len(self._fits)} rows are too long. Pretrain with a longer sequence_length, or lower k."
+                f"{len(self._fitting)} rows are too long. Pretrain with a longer sequence_length, or lower k."
             )
-        lists = TokenLists(*([column[number] for number in fitting] for column in self._lists))
-        return self._layout.packed_batch(EncodedExamples.of(lists, self._layout.pad_id))
+        prefixes, targets = zip(*fitting, strict=True)
+        return self._layout.packed_batch(EncodedExamples.of(prefixes, targets, self._layout.pad_id))

@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
@@ -23,6 +21,7 @@ from pausebench.counter_rng import uniform
 from pausebench.data import files, hub
 from pausebench.data.embedded import TEST_SEED, VALIDATION_SEED, build_world, task_fingerprint
 from pausebench.data.english import EnglishWorld
+from pausebench.data.lengths import EncodedExample, encode
 from pausebench.data.tokenizer import Tokenizer
 from pausebench.errors import BadInput
 from pausebench.groups import Source, WorldConfig
@@ -30,26 +29,6 @@ from pausebench.tasks import TASKS, Dataset, Example, Task
 
 VALIDATION_SHARE = 20  # one training row in so many is held out for the validation loss
 VALIDATION_MOST = 512
-
-
-class TokenLists(NamedTuple):
-    """Token ids of examples, prefix and target apart, as inference will tokenise them."""
-
-    prefix: Sequence[Sequence[int]]
-    target: Sequence[Sequence[int]]
-
-
-def encode(examples: Sequence[Example], task: Task, tokenizer: Tokenizer) -> TokenLists:
-    """Tokenise examples; a target of text gets an end token. Raises ``BadInput`` for an empty prefix or target."""
-    end = [tokenizer.end_id] if task.answer_tokens is None else []
-    lists = []
-    for name in ("prefix", "target"):
-        encoded = tokenizer.encode_lists([getattr(example, name) for example in examples])
-        if not all(encoded):
-            raise BadInput(f"task={task.name}: row {encoded.index([])} has an empty {name}.")
-        lists.append(encoded)
-    prefix, target = lists
-    return TokenLists([array("i", ids) for ids in prefix], [array("i", ids + end) for ids in target])
 
 
 class GeneratedRows:
@@ -110,7 +89,7 @@ class DatasetRows:
         return self._digest.hexdigest()[:16]
 
     @lru_cache(maxsize=2)  # noqa: B019 - task rows live as long as the process
-    def encoded(self, tokenizer: Tokenizer) -> TokenLists:
+    def encoded(self, tokenizer: Tokenizer) -> list[EncodedExample]:
         """All training-side rows, held-out ones among them, by their number in the split."""
         return encode(self._examples, self.task, tokenizer)
 
@@ -122,7 +101,7 @@ class DatasetRows:
 
     def longest_target(self, tokenizer: Tokenizer) -> int:
         """Tokens of the longest training-side target, its end token included."""
-        return max(map(len, self.encoded(tokenizer).target))
+        return max(len(example.target) for example in self.encoded(tokenizer))
 
     def sample(self) -> list[Example]:
         """A few rows that show how long rows are."""

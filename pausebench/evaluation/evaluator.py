@@ -9,29 +9,40 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from pausebench.data.batches import EncodedExamples, RowLayout
-from pausebench.data.task_rows import TokenLists, encode
+from pausebench.data.lengths import Tokens, encode, fit
 from pausebench.data.tokenizer import Tokenizer
-from pausebench.evaluation.generate import generate
-from pausebench.evaluation.metrics import METRICS, mean_and_stderr
+from pausebench.evaluation.generate import Answer, generate
+from pausebench.evaluation.intervals import macro_f1_estimate, mean_estimate
+from pausebench.evaluation.metrics import CHOICE_METRICS, METRICS
 from pausebench.evaluation.score import target_log_likelihoods
 from pausebench.model.decoder import Decoder
 from pausebench.tasks import Example, Task
+
+PARTS = ("history", "context", "question")  # of an example; what may be cut, first to last
+
+
+class Reading(NamedTuple):
+    """A row's prefix, or one of several: each with another window of its context."""
+
+    row: int
+    prefix: Tokens
 
 
 class Evaluator:
     """Scores ``examples`` (the test split) with any M.
 
-    Rows never pass ``max_length`` tokens: a prefix that leaves the answer, behind the pauses, less than an eighth of
-    them (or its length, where the task fixes that) loses its beginning, by a rule that never looks at the answer;
-    decoding stops there; the likelihood of a target that is longer is that of its beginning. ``max_new_tokens``: the
-    longest answer decoded, unless the task fixes its length.
+    Rows never pass ``max_length`` tokens. Behind the pauses an answer has room for its length where the task fixes
+    that, for the longest candidate where it is scored, else for an eighth of ``max_length``; a prefix that leaves less
+    is cut (``data.lengths``). Of several windows of a context the one counts whose answer has the highest mean
+    log-probability a token. Decoding stops at ``max_length``; the likelihood of a target that is longer is that of its
+    beginning. ``max_new_tokens``: the longest answer decoded, unless the task fixes its length.
     """
 
     def __init__(
@@ -52,16 +63,7 @@ class Evaluator:
         self.max_length = max_length
         self.max_new_tokens = task.answer_tokens or max_new_tokens or max_length
         self.examples = examples
-        self._lists = encode(examples, task, tokenizer)
-
-    def _cut(self, given: int) -> tuple[EncodedExamples, int]:
-        """Examples that fit beside ``given`` pauses and cue tokens, and how many prefixes were cut for it."""
-        room = self.max_length - given
-        longest = max(1, room - (self.task.answer_tokens or self.max_length // 8))
-        prefixes = [ids[-longest:] for ids in self._lists.prefix]
-        targets = [ids[: room - len(prefix)] for prefix, ids in zip(prefixes, self._lists.target, strict=True)]
-        cut = sum(len(ids) > longest for ids in self._lists.prefix)
-        return EncodedExamples.of(TokenLists(prefixes, targets), self.tokenizer.end_id), cut
+        self._encoded = encode(examples, task, tokenizer)
 
     def evaluate(self, layout: RowLayout, m: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """Scores with M = ``m`` pauses (or fillers: ``layout.pause_id``): (result fields, one prediction a row).
@@ -70,50 +72,150 @@ class Evaluator:
         """
         layout = replace(layout, k=m)
         began = time.perf_counter()
-        predictions: dict[int, dict[str, Any]] = {}
-        encoded, cut = self._cut(m + len(layout.cue))
-        # Rows of like length stand together; predictions are put back in the order of the split.
-        order = torch.argsort(encoded.prefix_lengths + encoded.target_lengths, stable=True)
-        for index in torch.split(order, self.batch_size):
-            examples = encoded.rows(index)
-            answers = generate(
+        readings, cut = self._readings(m + len(layout.cue))
+        rows = self._scored(layout, readings) if self.task.scored else self._decoded(layout, readings)
+        groups = [example.group for example in self.examples]
+        estimates = {
+            name: macro_f1_estimate([row["chosen"] for row in rows], [row["right"] for row in rows], groups)
+            if name == "macro_f1"
+            else mean_estimate([row[name] for row in rows], groups)
+            for name in (*self.task.metrics, "nll")
+        }
+        nll = estimates.pop("nll")
+        headline = estimates[self.task.metrics[0]]
+        result = {
+            "metric": self.task.metrics[0],
+            "value": headline.value,
+            "stderr": headline.stderr,
+            "interval": [headline.low, headline.high],
+            "n": len(rows),
+            "truncated": sum(any(parts) for parts in cut),
+            "truncated_parts": {part: sum(part in parts for parts in cut) for part in PARTS},
+            "max_new_tokens": 0 if self.task.scored else self.max_new_tokens,
+            "metrics": {name: estimate.value for name, estimate in estimates.items()},
+            "stderrs": {name: estimate.stderr for name, estimate in estimates.items()},
+            "intervals": {name: [estimate.low, estimate.high] for name, estimate in estimates.items()},
+            "target_nll": nll.value,
+            "target_nll_stderr": nll.stderr,
+            "examples_per_second": len(rows) / (time.perf_counter() - began),
+        }
+        return result, rows
+
+    def _readings(self, given: int) -> tuple[list[Reading], list[tuple[str, ...]]]:
+        """What is read of each row beside ``given`` pauses and cue tokens, and which parts of it were cut."""
+        readings, cut = [], []
+        for row, example in enumerate(self._encoded):
+            answer = max(map(len, example.candidates), default=self.task.answer_tokens or self.max_length // 8)
+            fitted = fit(example, self.max_length - given - answer)
+            readings += [Reading(row, prefix) for prefix in fitted.prefixes]
+            cut.append(fitted.cut)
+        return readings, cut
+
+    def _decoded(self, layout: RowLayout, readings: Sequence[Reading]) -> list[dict[str, Any]]:
+        """A decoded answer for each row, and the likelihood of its target after the same reading."""
+        answers: dict[int, Answer] = {}
+        for numbers in self._batches([len(reading.prefix) for reading in readings]):
+            prefixes = [readings[number].prefix for number in numbers]
+            decoded = generate(
                 self.model,
-                layout.inference_rows(examples),
+                layout.inference_rows(EncodedExamples.of(prefixes, [[]] * len(prefixes), self.tokenizer.end_id)),
                 layout.attention,
                 max_new_tokens=self.max_new_tokens,
                 end_id=self.tokenizer.end_id,
                 pause_id=self.tokenizer.pause_id,
                 limit=self.max_length,
             )
-            likelihoods = target_log_likelihoods(self.model, layout.training_batch(examples))
-            lengths = examples.target_lengths.tolist()
-            for number, answer, likelihood, length in zip(index.tolist(), answers, likelihoods, lengths, strict=True):
-                example, text = self.examples[number], self.tokenizer.decode(answer)
-                scores = {name: METRICS[name](text, example.references) for name in self.task.metrics}
-                predictions[number] = {
-                    "index": number,
-                    "prefix": example.prefix,
-                    "target": example.target,
-                    "references": list(example.references),
-                    "prediction": text,
-                    "correct": scores["exact_match" if "exact_match" in scores else self.task.metrics[0]] == 1.0,
-                    **scores,
-                    "nll": round(-likelihood / length, 9),
-                }
-        rows = [predictions[number] for number in range(len(self.examples))]
-        means = {name: mean_and_stderr([row[name] for row in rows]) for name in self.task.metrics}
-        headline = self.task.metrics[0]
-        nll, nll_stderr = mean_and_stderr([row["nll"] for row in rows])
-        result = {
-            "metric": headline,
-            "value": means[headline][0],
-            "stderr": means[headline][1],
-            "n": len(rows),
-            "prefixes_cut": cut,
-            "max_new_tokens": self.max_new_tokens,
-            "metrics": {name: mean for name, (mean, _) in means.items()},
-            "target_nll": nll,
-            "target_nll_stderr": nll_stderr,
-            "examples_per_second": len(rows) / (time.perf_counter() - began),
+            answers |= zip(numbers, decoded, strict=True)
+        best = _best(
+            [reading.row for reading in readings], [answers[i].mean_log_probability for i in range(len(readings))]
+        )
+        chosen = [readings[number] for number in best]
+        targets = [example.target for example in self._encoded]
+        likelihoods = self._likelihoods(layout, [reading.prefix for reading in chosen], targets)
+        rows = []
+        for row, number in enumerate(best):
+            example, text = self.examples[row], self.tokenizer.decode(answers[number].tokens)
+            scores = {name: METRICS[name](text, example.references) for name in self.task.metrics}
+            correct = scores["exact_match" if "exact_match" in scores else self.task.metrics[0]] == 1.0
+            rows.append(self._row(row, text, correct, scores, likelihoods[row]))
+        return rows
+
+    def _scored(self, layout: RowLayout, readings: Sequence[Reading]) -> list[dict[str, Any]]:
+        """The likeliest candidate of each row."""
+        pairs = [
+            (number, candidate)
+            for number, reading in enumerate(readings)
+            for candidate in self._encoded[reading.row].candidates
+        ]
+        prefixes = [readings[number].prefix for number, _ in pairs]
+        likelihoods = self._likelihoods(layout, prefixes, [candidate for _, candidate in pairs])
+        of_reading: list[list[Likelihood]] = [[] for _ in readings]
+        for (number, _), likelihood in zip(pairs, likelihoods, strict=True):
+            of_reading[number].append(likelihood)
+        means = [max(likelihood.total / likelihood.tokens for likelihood in group) for group in of_reading]
+        rows = []
+        for row, number in enumerate(_best([reading.row for reading in readings], means)):
+            example, found = self.examples[row], of_reading[number]
+            totals = [likelihood.total for likelihood in found]
+            characters = [len(candidate.strip()) for candidate in example.candidates]
+            picked = {name: choose(totals, characters) for name, choose in CHOICE_METRICS.items()}
+            right, chosen = example.candidates.index(example.target), picked["accuracy"]
+            scores: dict[str, Any] = {name: float(choice == right) for name, choice in picked.items()}
+            scores |= {"chosen": chosen, "right": right, "log_likelihoods": [round(total, 9) for total in totals]}
+            text = example.candidates[chosen]
+            rows.append(self._row(row, text, chosen == right, scores, found[right]))
+        return rows
+
+    def _row(self, row: int, text: str, correct: bool, scores: dict[str, Any], target: Likelihood) -> dict[str, Any]:
+        example = self.examples[row]
+        return {
+            "index": row,
+            "prefix": example.prefix,
+            "target": example.target,
+            "references": list(example.references),
+            "prediction": text,
+            "correct": correct,
+            **scores,
+            "nll": round(-target.total / target.tokens, 9),
         }
-        return result, rows
+
+    def _likelihoods(
+        self, layout: RowLayout, prefixes: Sequence[Tokens], targets: Sequence[Tokens]
+    ) -> list[Likelihood]:
+        """Of each target behind its prefix, cut where the positions end."""
+        given = layout.k + len(layout.cue)
+        fitting = [
+            target[: max(1, self.max_length - given - len(prefix))]
+            for prefix, target in zip(prefixes, targets, strict=True)
+        ]
+        found: dict[int, Likelihood] = {}
+        for numbers in self._batches(
+            [len(prefix) + len(target) for prefix, target in zip(prefixes, fitting, strict=True)]
+        ):
+            examples = EncodedExamples.of(
+                [prefixes[number] for number in numbers], [fitting[number] for number in numbers], self.tokenizer.end_id
+            )
+            totals = target_log_likelihoods(self.model, layout.training_batch(examples))
+            found |= {i: Likelihood(total, len(fitting[i])) for i, total in zip(numbers, totals, strict=True)}
+        return [found[number] for number in range(len(prefixes))]
+
+    def _batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
+        """Numbers of the rows of each batch: rows of like length stand together."""
+        order = torch.argsort(torch.tensor(lengths), stable=True)
+        return (numbers.tolist() for numbers in torch.split(order, self.batch_size))
+
+
+class Likelihood(NamedTuple):
+    """Log-likelihood of an answer in nats, summed over so many tokens."""
+
+    total: float
+    tokens: int
+
+
+def _best(rows: Sequence[int], values: Sequence[float]) -> list[int]:
+    """For each row 0, 1, ... the number of its entry with the highest value; the first of equal ones."""
+    best: dict[int, int] = {}
+    for number, row in enumerate(rows):
+        if row not in best or values[number] > values[best[row]]:
+            best[row] = number
+    return [best[row] for row in range(len(best))]

@@ -5,6 +5,8 @@ Invariant: ``<pause>`` is never emitted, and a row's answer does not depend on t
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -12,6 +14,13 @@ from pausebench.groups import AttentionKind
 from pausebench.model.attention import AttentionMask, decoding_mask
 from pausebench.model.decoder import Decoder, KeyValueCache
 from pausebench.pauses import Role, Rows
+
+
+class Answer(NamedTuple):
+    """Token ids without the end token that stops them; mean log-probability of what was decoded, the end too."""
+
+    tokens: list[int]
+    mean_log_probability: float
 
 
 @torch.no_grad()
@@ -24,8 +33,8 @@ def generate(
     end_id: int,
     pause_id: int,
     limit: int | None = None,
-) -> list[list[int]]:
-    """Token ids of each row's answer, without the end token that stops it.
+) -> list[Answer]:
+    """Each row's answer.
 
     ``rows`` come from ``pauses.inference_rows``; the last position of each row predicts its first answer token. A row
     that has ended leaves the batch; so does one that has reached ``limit`` positions (None: the position table's end).
@@ -42,8 +51,12 @@ def generate(
     key_roles[:, :length] = rows.roles.to(device)
     alive = torch.arange(batch, device=device)
     answers: list[list[int]] = [[] for _ in range(batch)]
+    sums, counts = torch.zeros(batch, dtype=torch.float64, device=device), torch.zeros(batch, device=device)
     for index in range(max_new_tokens):
-        tokens = greedy(model.logits(hidden), pause_id)
+        logits = model.logits(hidden)
+        tokens = greedy(logits, pause_id)
+        sums[alive] += logits.double().log_softmax(dim=1).gather(1, tokens[:, None])[:, 0]
+        counts[alive] += 1
         going_on = tokens != end_id
         for row, token in zip(alive[going_on].tolist(), tokens[going_on].tolist(), strict=True):
             answers[row].append(token)
@@ -54,10 +67,11 @@ def generate(
             kept = going_on.nonzero()[:, 0]
             alive, tokens, positions, key_roles = alive[kept], tokens[kept], positions[kept], key_roles[kept]
             cache.keep_rows(kept)
-        seen = decoding_mask(kind, key_roles, positions)
+        seen = decoding_mask(kind, key_roles[:, : length + index + 1], positions)  # no row is further on
         hidden = model(tokens[:, None], positions_BT=positions[:, None], cache=cache, decoding=seen)[:, 0]
         positions = positions + 1
-    return answers
+    means = (sums / counts.clamp_min(1)).tolist()
+    return [Answer(tokens, mean) for tokens, mean in zip(answers, means, strict=True)]
 
 
 def greedy(logits: Tensor, pause_id: int) -> Tensor:

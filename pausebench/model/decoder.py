@@ -94,6 +94,9 @@ class Block(nn.Module):
             allowed = None if allowed is None else allowed[:, :, -last:]
         if cache is not None:
             k, v = cache.write(self.layer, k, v, decode_positions)
+            if decode_positions is not None:
+                assert isinstance(allowed, Tensor)
+                k, v = k[:, : allowed.shape[3]], v[:, : allowed.shape[3]]
         if isinstance(allowed, Documents):
             attended = attend_documents(q, k, v, self.n_heads, allowed)
         else:
@@ -130,8 +133,8 @@ class Decoder(nn.Module):
             mask: None is plain causal.
             positions_BT: None is 0..T-1; packed rows restart theirs.
             cache: filled by this call (prefill), or read and extended when ``decoding`` is given.
-            decoding: bool [B, 1, 1, S], what the single new token of each row sees (``attention.decoding_mask``);
-                then T is 1 and positions_BT [B, 1] says where it stands.
+            decoding: bool [B, 1, 1, S], what the single new token of each row sees of the cache's first S slots
+                (``attention.decoding_mask``); then T is 1 and positions_BT [B, 1] says where it stands.
             last: how many of the last positions are wanted (None: all T); the last block computes no others.
         """
         assert decoding is None or positions_BT is not None

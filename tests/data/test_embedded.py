@@ -22,7 +22,7 @@ from pausebench.data.embedded import (
     corpus_fingerprint,
     task_fingerprint,
 )
-from pausebench.data.task_rows import encode
+from pausebench.data.lengths import encode
 from pausebench.data.tokenizer import WordTokenizer
 from pausebench.errors import BadInput
 from pausebench.groups import (
@@ -243,9 +243,9 @@ def test_an_unknown_word_is_refused_and_special_tokens_cannot_be_spelled(text: s
 
 
 @pytest.mark.parametrize(
-    ("example", "name"), [(Example("", "b", ("b",)), "prefix"), (Example("a", " ", ("",)), "target")]
+    ("example", "name"), [(Example("", "b", ("b",)), "question"), (Example("a", " ", ("",)), "target")]
 )
-def test_an_empty_prefix_or_target_is_refused_with_its_row(example: Example, name: str) -> None:
+def test_an_empty_question_or_target_is_refused_with_its_row(example: Example, name: str) -> None:
     with pytest.raises(BadInput, match=f"row 1 has an empty {name}"):
         encode([Example("a", "b", ("b",)), example], TASKS["parity"], WordTokenizer(["a", "b"]))
 

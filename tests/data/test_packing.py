@@ -16,7 +16,7 @@ from torch import Tensor
 from pausebench.data import files
 from pausebench.data.batches import Batch, DatasetBatches, EncodedExamples, RowLayout
 from pausebench.data.packing import pack, partition
-from pausebench.data.task_rows import DatasetRows, TokenLists
+from pausebench.data.task_rows import DatasetRows
 from pausebench.data.tokenizer import BpeTokenizer
 from pausebench.groups import AttentionKind, Placement
 from pausebench.model import attention
@@ -37,7 +37,7 @@ Models = Callable[..., Decoder]
 def ragged(sizes: list[tuple[int, int]] = SIZES, seed: int = 0) -> EncodedExamples:
     draw = random.Random(seed)
     texts = [[[draw.randrange(CUE) for _ in range(length)] for length in pair] for pair in sizes]
-    return EncodedExamples.of(TokenLists([text[0] for text in texts], [text[1] for text in texts]), END)
+    return EncodedExamples.of([text[0] for text in texts], [text[1] for text in texts], END)
 
 
 def layout_of(kind: AttentionKind, placement: Placement = Placement.append, k: int = 7, cue: int = 1) -> RowLayout:

@@ -17,7 +17,8 @@ from torch import Tensor
 from pausebench.config import FinetuneConfig
 from pausebench.data.batches import Batch, Batches, DatasetBatches, RowLayout
 from pausebench.data.files import Located, read_split
-from pausebench.data.task_rows import VALIDATION_MOST, DatasetRows, GeneratedRows, encode, open_task
+from pausebench.data.lengths import encode
+from pausebench.data.task_rows import VALIDATION_MOST, DatasetRows, GeneratedRows, open_task
 from pausebench.data.tokenizer import ByteTokenizer
 from pausebench.errors import BadInput
 from pausebench.groups import (
@@ -237,21 +238,21 @@ def test_a_world_that_has_no_rows_of_the_task_is_refused(world_config: Callable[
 
 def test_prefix_and_target_are_encoded_apart_with_an_end_token_behind_text(name: str) -> None:
     rows = dataset(name)
-    prefixes, targets = rows.encoded(TOKENIZER)
-    assert len(prefixes) == len(targets) == 100
+    encoded = rows.encoded(TOKENIZER)
+    assert len(encoded) == 100
     for number in (0, 50, 99):
         example = TASKS[name].to_example(MAKERS[name](number))
-        assert TOKENIZER.decode(list(prefixes[number])) == example.prefix
-        *answer, end = targets[number]
+        assert TOKENIZER.decode(list(encoded[number].prefix)) == example.prefix
+        *answer, end = encoded[number].target
         assert (TOKENIZER.decode(answer), end) == (example.target, TOKENIZER.end_id)
-    assert rows.longest_target(TOKENIZER) == max(map(len, targets))
+    assert rows.longest_target(TOKENIZER) == max(len(row.target) for row in encoded)
 
 
 def test_answers_of_a_fixed_length_have_no_end_token(world_config: Callable[[str], WorldConfig]) -> None:
     rows = GeneratedRows(TASKS["parity"], world_config("count20"))
-    lists = encode(rows.training(0, 0, 20), rows.task, rows.world.tokenizer)
-    assert {len(target) for target in lists.target} == {1}
-    assert not {rows.world.tokenizer.end_id} & set(chain(*lists.target))
+    targets = [row.target for row in encode(rows.training(0, 0, 20), rows.task, rows.world.tokenizer)]
+    assert {len(target) for target in targets} == {1}
+    assert not {rows.world.tokenizer.end_id} & set(chain(*targets))
 
 
 # Batches
@@ -273,8 +274,8 @@ def texts(batch: Batch) -> list[str]:
 
 
 def expected_texts(rows: DatasetRows, numbers: list[int]) -> list[str]:
-    lists = rows.encoded(TOKENIZER)
-    return [TOKENIZER.decode([*lists.prefix[number], *lists.target[number][:-1]]) for number in numbers]
+    encoded = rows.encoded(TOKENIZER)
+    return [TOKENIZER.decode([*encoded[number].prefix, *encoded[number].target[:-1]]) for number in numbers]
 
 
 def tensors(batch: Batch) -> list[Tensor]:
@@ -310,10 +311,10 @@ def test_the_batch_of_a_step_is_a_function_of_the_step(name: str) -> None:
     assert not same(batches_of(dataset(name)).batches(6, 16).batch(1), batches[1])
 
 
-def test_rows_that_do_not_fit_are_left_out_and_counted(name: str) -> None:
+@pytest.mark.parametrize("name", ["gsm8k", "commonsense_qa"])
+def test_rows_whose_question_and_answer_do_not_fit_are_left_out_and_counted(name: str) -> None:
     rows = dataset(name)
-    lists = rows.encoded(TOKENIZER)
-    lengths = [len(prefix) + len(target) for prefix, target in zip(*lists, strict=True)]
+    lengths = [len(row.prefix) + len(row.target) for row in rows.encoded(TOKENIZER)]
     limit = sorted(lengths)[60] + 3
     for k in (0, 3, 5):
         opened = batches_of(rows, k, limit)
@@ -343,7 +344,7 @@ def test_every_k_trains_on_the_same_rows_in_the_same_steps(name: str) -> None:
 
 def test_a_cue_takes_its_place_in_the_limit() -> None:
     rows = dataset("gsm8k")
-    longest = max(len(prefix) + len(target) for prefix, target in zip(*rows.encoded(TOKENIZER), strict=True))
+    longest = max(len(row.prefix) + len(row.target) for row in rows.encoded(TOKENIZER))
     layout = RowLayout(3, Placement.append, AttentionKind.causal, torch.tensor([1, 2]), TOKENIZER.pause_id, 256)
     assert DatasetBatches(rows, layout, TOKENIZER, longest + 5).left_out == 0
     assert DatasetBatches(rows, layout, TOKENIZER, longest + 4).left_out > 0

@@ -19,7 +19,7 @@ from pausebench.data.embedded import TEST_SEED, Row, World, build_world
 from pausebench.data.tokenizer import WordTokenizer
 from pausebench.evaluation import generate as generation
 from pausebench.evaluation.evaluator import Evaluator
-from pausebench.evaluation.generate import generate, greedy
+from pausebench.evaluation.generate import Answer, generate, greedy
 from pausebench.evaluation.metrics import exact_match, mean_and_stderr, token_accuracy
 from pausebench.evaluation.score import target_log_likelihoods
 from pausebench.groups import AttentionKind, Placement, WorldConfig
@@ -100,6 +100,10 @@ def answering(make_decoder: Models, world: World | RaggedWorld, words: str) -> D
         rows = model.token_embedding.weight[world.tokenizer.encode(words)]
         model.token_embedding.weight[world.tokenizer.encode(words)] = rows - rows.mean(dim=1, keepdim=True) + 1.0
     return model
+
+
+def decoded(*given: Any, **options: Any) -> list[list[int]]:
+    return [answer.tokens for answer in generate(*given, **options)]
 
 
 # Independence
@@ -193,7 +197,7 @@ def test_a_pause_is_never_emitted_even_where_it_has_the_largest_logit(
 def test_an_end_token_stops_an_answer_and_is_no_part_of_it(make_decoder: Models) -> None:
     model = make_decoder(16)
     favour(model, 14)
-    answers = generate(model, rows_of([5, 3]), AttentionKind.causal, max_new_tokens=8, end_id=14, pause_id=15)
+    answers = decoded(model, rows_of([5, 3]), AttentionKind.causal, max_new_tokens=8, end_id=14, pause_id=15)
     assert answers == [[], []]
 
 
@@ -210,7 +214,7 @@ def test_finished_rows_leave_the_batch_and_the_others_answer_as_if_alone(
         return greedy(logits, pause_id)
 
     monkeypatch.setattr(generation, "greedy", counted)
-    together = generate(model, rows, AttentionKind.causal, **options)
+    together = decoded(model, rows, AttentionKind.causal, **options)
     monkeypatch.undo()
     lengths = [len(answer) for answer in together]
     assert len(set(lengths)) > 3, "rows end at different steps"
@@ -220,7 +224,7 @@ def test_finished_rows_leave_the_batch_and_the_others_answer_as_if_alone(
             *(getattr(rows, name)[index : index + 1, :length] for name in ROW_TENSORS),
             rows.lengths[index : index + 1],
         )
-        assert generate(model, one, AttentionKind.causal, **options) == [together[index]]
+        assert decoded(model, one, AttentionKind.causal, **options) == [together[index]]
 
 
 @pytest.mark.parametrize("kind", AttentionKind)
@@ -237,15 +241,18 @@ def test_decoding_equals_reading_the_whole_row_again_for_every_token(
         ids = [*prefix, *pauses, 13] if placement is Placement.append else [*pauses, *prefix, 13]
         roles = [*sorted([0] * len(prefix) + [1] * 3, reverse=placement is Placement.prepend), 2]
         answer: list[int] = []
+        log_probabilities: list[float] = []
         while len(answer) < 6:
             mask = AttentionMask(kind, torch.tensor([roles], dtype=torch.int8))
-            token = int(model.logits(model(torch.tensor([ids]), mask))[0, -1, :15].argmax())
+            logits = model.logits(model(torch.tensor([ids]), mask))[0, -1].detach()
+            token = int(logits[:15].argmax())
+            log_probabilities.append(float(logits.log_softmax(dim=0)[token]))
             if token == 14:
                 break
             answer.append(token)
             ids, roles = [*ids, token], [*roles, 2]
-        expected.append(answer)
-    assert len({tuple(answer) for answer in expected}) > 3
+        expected.append((answer, statistics.fmean(log_probabilities)))
+    assert len({tuple(answer) for answer, _ in expected}) > 3
     width = max(map(len, prefixes))
     rows = inference_rows(
         torch.tensor([prefix + [14] * (width - len(prefix)) for prefix in prefixes]),
@@ -256,7 +263,11 @@ def test_decoding_equals_reading_the_whole_row_again_for_every_token(
         pause_id=15,
         pad_id=14,
     )
-    assert generate(model, rows, kind, max_new_tokens=6, end_id=14, pause_id=15) == expected
+    answers = generate(model, rows, kind, max_new_tokens=6, end_id=14, pause_id=15)
+    assert [answer.tokens for answer in answers] == [answer for answer, _ in expected]
+    assert [answer.mean_log_probability for answer in answers] == pytest.approx(
+        [mean for _, mean in expected], abs=1e-5
+    )
 
 
 def test_an_answer_is_never_longer_than_asked(make_decoder: Models) -> None:
@@ -264,7 +275,7 @@ def test_an_answer_is_never_longer_than_asked(make_decoder: Models) -> None:
     favour(model, 3)
     for limit in (1, 5):
         options = {"max_new_tokens": limit, "end_id": 14, "pause_id": 15}
-        assert generate(model, rows_of([4, 2]), AttentionKind.causal, **options) == [[3] * limit] * 2
+        assert decoded(model, rows_of([4, 2]), AttentionKind.causal, **options) == [[3] * limit] * 2
 
 
 @pytest.mark.parametrize("kind", AttentionKind)
@@ -275,13 +286,13 @@ def test_a_row_at_the_limit_stops_by_itself_whatever_batch_it_is_in(
     model = make_decoder(16, seed=10, embedding_std=0.2, linear_gain=3.0)
     rows = rows_of([5, 9, 2, 7, 10, 6, 3, 8, 9, 1])
     options = {"max_new_tokens": 20, "end_id": 14, "pause_id": 15}
-    unlimited = generate(model, rows, kind, **options)
+    unlimited = decoded(model, rows, kind, **options)
     stopped = 0
     for first in range(0, 10, batch_size):
         part = Rows(*(getattr(rows, field.name)[first : first + batch_size] for field in dataclasses.fields(rows)))
         width = int(part.lengths.max())
         part = dataclasses.replace(part, **{name: getattr(part, name)[:, :width] for name in ROW_TENSORS})
-        answers = generate(model, part, kind, limit=10, **options)
+        answers = decoded(model, part, kind, limit=10, **options)
         for answer, length, whole in zip(answers, part.lengths.tolist(), unlimited[first:], strict=False):
             assert answer == whole[: 10 - length + 1], "one token is read off the last position"
             stopped += len(answer) < len(whole)
@@ -292,7 +303,7 @@ def test_without_a_limit_rows_stop_where_the_position_table_ends(make_decoder: M
     model = make_decoder(16, max_positions=12)
     favour(model, 3)
     options = {"max_new_tokens": 99, "end_id": 14, "pause_id": 15}
-    answers = generate(model, rows_of([4, 12, 11]), AttentionKind.causal, **options)
+    answers = decoded(model, rows_of([4, 12, 11]), AttentionKind.causal, **options)
     assert [len(answer) for answer in answers] == [9, 1, 2]
 
 
@@ -327,7 +338,7 @@ def prefixes_read(evaluator: Evaluator, layout: RowLayout, monkeypatch: pytest.M
     """What stands before the pauses when decoding begins, sorted by text."""
     read = []
 
-    def recorded(model: Decoder, rows: Rows, *given: Any, **options: Any) -> list[list[int]]:
+    def recorded(model: Decoder, rows: Rows, *given: Any, **options: Any) -> list[Answer]:
         for ids, length in zip(rows.input_ids.tolist(), rows.lengths.tolist(), strict=True):
             assert ids[length - M : length] == [TOKENIZER.pause_id] * M
             read.append(TOKENIZER.decode(ids[: length - M]))
@@ -351,7 +362,7 @@ def test_a_text_tasks_scores_are_the_same_for_batch_sizes_1_7_and_32(
         scored(text_evaluator(model, examples, size, task=TASKS[name]), text_layout(kind), M) for size in (32, 7, 1)
     )
     result, predictions = whole
-    assert 10 < result["prefixes_cut"] < 30
+    assert 10 < result["truncated"] < 30
     assert set(result["metrics"]) == set(TASKS[name].metrics)
     assert len({len(row["prediction"].split()) for row in predictions}) > 5
     assert [row["prefix"] for row in predictions] == [example.prefix for example in examples], "whole, in order"
@@ -379,7 +390,7 @@ def test_a_prefix_longer_than_the_room_loses_its_beginning_whatever_the_answer(
         evaluator = text_evaluator(model, [text(prefix, words(answer, 0)) for prefix in prefixes])
         assert prefixes_read(evaluator, text_layout(), monkeypatch) == expected
         result, predictions = evaluator.evaluate(text_layout(), M)
-        assert result["prefixes_cut"] == 2
+        assert result["truncated"] == 2
         assert [row["prefix"] for row in predictions] == prefixes, "shown whole"
         said.append([row["prediction"] for row in predictions])
     assert all(row == said[0] for row in said)
@@ -392,12 +403,12 @@ def test_an_answer_of_fixed_length_has_the_room_it_needs(make_decoder: Models, m
     evaluator = text_evaluator(make_decoder(16), [text(prefix, words(12, 0)) for prefix in prefixes], task=task)
     expected = sorted(" ".join(prefix.split()[-room:]) for prefix in prefixes)
     assert prefixes_read(evaluator, text_layout(), monkeypatch) == expected
-    assert evaluator.evaluate(text_layout(), M)[0]["prefixes_cut"] == 2
+    assert evaluator.evaluate(text_layout(), M)[0]["truncated"] == 2
 
 
 def test_more_pauses_leave_a_prefix_less_room(make_decoder: Models) -> None:
     evaluator = text_evaluator(make_decoder(16), [text(words(length, 0), "w1") for length in (20, 25, 30, 35)])
-    cut = [evaluator.evaluate(text_layout(), m)[0]["prefixes_cut"] for m in (0, 3, 10, 20)]
+    cut = [evaluator.evaluate(text_layout(), m)[0]["truncated"] for m in (0, 3, 10, 20)]
     assert cut == [0, 1, 2, 4]
 
 
@@ -506,13 +517,13 @@ def test_a_model_that_knows_the_answer_scores_one(
     targets = {example.prefix: example.target for example in examples_of(RAGGED, world)}
     read = []
 
-    def knowing(model: Decoder, rows: Rows, *_: Any, **__: Any) -> list[list[int]]:
+    def knowing(model: Decoder, rows: Rows, *_: Any, **__: Any) -> list[Answer]:
         lengths = rows.lengths.tolist()
         read.extend(lengths)
         prefixes = [
             world.tokenizer.decode(ids[: n - 1]) for ids, n in zip(rows.input_ids.tolist(), lengths, strict=True)
         ]
-        return [world.tokenizer.encode(targets[prefix]) for prefix in prefixes]
+        return [Answer(world.tokenizer.encode(targets[prefix]), 0.0) for prefix in prefixes]
 
     monkeypatch.setattr("pausebench.evaluation.evaluator.generate", knowing)
     result, predictions = evaluated(model, RAGGED, world, layout_of(RAGGED, world), 7, 0)

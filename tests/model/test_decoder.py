@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -12,11 +13,15 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
+from pausebench.data.batches import RowLayout
+from pausebench.data.tokenizer import ByteTokenizer
+from pausebench.evaluation.evaluator import Evaluator
 from pausebench.evaluation.generate import generate
 from pausebench.groups import AttentionKind, ModelConfig, Placement
 from pausebench.model.attention import SMALL_SCORES, AttentionMask
 from pausebench.model.decoder import Decoder
 from pausebench.pauses import Role, inference_rows
+from pausebench.tasks import TASKS, Example
 
 CONF = Path(__file__).parents[2] / "conf" / "model"
 GPT2_VOCABULARY = 50257 + 1  # GPT-2's tokens and <pause>
@@ -138,7 +143,7 @@ def greedily(model: Decoder, prefixes: list[list[int]], max_new_tokens: int, end
         pause_id=model.vocab_size - 1,
         pad_id=end_id,
     )
-    return generate(
+    answers = generate(
         model,
         rows,
         AttentionKind.causal,
@@ -146,6 +151,7 @@ def greedily(model: Decoder, prefixes: list[list[int]], max_new_tokens: int, end
         end_id=end_id,
         pause_id=model.vocab_size - 1,
     )
+    return [answer.tokens for answer in answers]
 
 
 @pytest.mark.parametrize("lengths", [[9] * 12, [1, 7, 12, 3, 70, 2, 66, 5, 9, 31, 4, 18]], ids=["even", "ragged"])
@@ -278,3 +284,30 @@ def test_a_row_is_read_the_same_whatever_stands_right_of_it(make_decoder: Callab
     row = torch.arange(12)[None] % 16
     padded = torch.cat([row, torch.full((1, 9), 14)], dim=1)
     torch.testing.assert_close(model(padded)[:, :12], model(row), rtol=1e-5, atol=1e-6)
+
+
+def test_scores_of_candidates_are_log_likelihoods_of_transformers_gpt2(make_decoder: Callable[..., Decoder]) -> None:
+    """Prompt and candidates of published rows in GPT-2's layout: one row at a time there, batches of seven here."""
+    tokenizer = ByteTokenizer()
+    model = with_random_biases_and_norms(make_decoder(tokenizer.vocab_size, seed=7, embedding_std=0.2))
+    reference = gpt2_like(model)
+    rows = [
+        ("Goal: dry wet hands\nAnswer:", (" rub them on a towel", " rub them on a wet sponge")),
+        ("Goal: open a jar\nAnswer:", (" twist the lid", " hit the lid with a spoon until the glass gives in")),
+        ("Goal: ice\nAnswer:", (" freeze water", " boil water")),
+    ]
+    examples = [Example(prefix, options[1], (options[1],), options) for prefix, options in rows] * 3
+    task = dataclasses.replace(TASKS["squad"], metrics=("accuracy", "macro_f1"), scored=True)
+    layout = RowLayout(
+        0, Placement.append, AttentionKind.causal, torch.zeros(0, dtype=torch.int64), tokenizer.pause_id, 256
+    )
+    evaluator = Evaluator(model, task, examples, tokenizer, batch_size=7, max_length=160)
+    _, predictions = evaluator.evaluate(layout, 0)
+    for example, row in zip(examples, predictions, strict=True):
+        for candidate, total in zip(example.candidates, row["log_likelihoods"], strict=True):
+            prefix, answer = tokenizer.encode(example.prefix), tokenizer.encode(candidate)
+            with torch.no_grad():
+                logits = reference(torch.tensor([prefix + answer])).logits[0].log_softmax(dim=1)
+            expected = logits[len(prefix) - 1 : -1].gather(1, torch.tensor(answer)[:, None]).sum()
+            assert total == pytest.approx(float(expected), abs=1e-4)
+        assert row["prediction"] == max(zip(row["log_likelihoods"], example.candidates, strict=True))[1]
