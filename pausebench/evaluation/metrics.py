@@ -1,7 +1,8 @@
-"""Metrics of one answer, and their mean with its standard error.
+"""Metrics of one answer, choices between candidates, and the mean over rows with its standard error.
 
 A metric takes the prediction and every reference that counts as right, and gives 0 to 1. None of them depends on white
-space around an answer: text decoded after "Answer:" begins with a space.
+space around an answer: text decoded after "Answer:" begins with a space. `macro_f1` alone is a number of a whole test
+set.
 """
 
 from __future__ import annotations
@@ -13,23 +14,25 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from decimal import Decimal
 from functools import lru_cache
+from itertools import combinations
 from typing import Any
 
-from pausebench.errors import BadInput
+from pausebench.errors import BadInput, RunFailed
 
 Metric = Callable[[str, Sequence[str]], float]
+Choice = Callable[[Sequence[float], Sequence[int]], int]
 
 PUNCTUATION = str.maketrans("", "", string.punctuation)
 ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 FINAL_MARK = "####"
 # A minus after a digit, a letter or a bracket subtracts ("16-3"), and after a minus it is a dash. A point that follows
-# a letter or a point ends a sentence ("is.5", "...5"). Commas belong to the number where they part thousands.
-NUMBER = re.compile(
-    r"""(?P<sign>(?<![\w)\]%-])[-−])? [$€£¥]?
-        (?P<digits>(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|(?<![\w.])\.[0-9]+)""",
-    re.VERBOSE,
-)
+# a letter or a point ends a sentence ("is.5", "...5"). Commas belong to the number where they part thousands; behind
+# the mark, where one number is expected, all of them do.
+SIGN = r"(?P<sign>(?<![\w)\]%-])[-−])? [$£¥\u20a0-\u20cf]?"
+DECIMALS = r"(?:\.[0-9]+)?|(?<![\w.])\.[0-9]+"
+MARKED_NUMBER = re.compile(rf"{SIGN} (?P<digits>[0-9][0-9,]*{DECIMALS})", re.VERBOSE)
+NUMBER = re.compile(rf"{SIGN} (?P<digits>(?:[0-9]{{1,3}}(?:,[0-9]{{3}})+(?![0-9])|[0-9]+){DECIMALS})", re.VERBOSE)
 
 
 def exact_match(prediction: str, references: Sequence[str]) -> float:
@@ -59,26 +62,63 @@ def squad_exact_match(prediction: str, references: Sequence[str]) -> float:
     return float(any(words == squad_words(reference) for reference in references))
 
 
+def word_f1(words: Sequence[str], expected: Sequence[str]) -> float:
+    """Harmonic mean of the precision and recall of words, whatever their order; 0 when none is shared."""
+    shared = (Counter(words) & Counter(expected)).total()
+    return 2 * shared / (len(words) + len(expected)) if shared else 0.0
+
+
 def squad_f1(prediction: str, references: Sequence[str]) -> float:
-    """Harmonic mean of the precision and recall of words, whatever their order; the best over references.
+    """F1 of words; the best over references.
 
     As in v1.1, answers that share no word score 0 even when both are empty (v2.0, which has questions without an
     answer, scores those 1), so exact match can be 1 where F1 is 0.
     """
-    words = Counter(squad_words(prediction))
+    words = squad_words(prediction)
+    return max(word_f1(words, squad_words(reference)) for reference in references)
 
-    def f1(reference: str) -> float:
-        expected = Counter(squad_words(reference))
-        shared = (words & expected).total()
-        return 2 * shared / (words.total() + expected.total()) if shared else 0.0
 
-    return max(f1(reference) for reference in references)
+def leave_one_out(scores: Sequence[float]) -> float:
+    """CoQA's score against several annotators, from the score against each.
+
+    Each annotator in turn is left out, and the best score against the others is taken: the mean of these. A person's
+    own score is measured against the others too, so the two are comparable. One annotator is not left out.
+    """
+    if len(scores) == 1:
+        return scores[0]
+    return math.fsum(max(others) for others in combinations(scores, len(scores) - 1)) / len(scores)
+
+
+def coqa_exact_match(prediction: str, references: Sequence[str]) -> float:
+    """Exact match of CoQA's official script: the words of SQuAD, over annotators by `leave_one_out`.
+
+    references: one an annotator, equal ones repeated; a right answer that one annotator alone gave scores
+    (n - 1) / n.
+    """
+    words = squad_words(prediction)
+    return leave_one_out([float(words == squad_words(reference)) for reference in references])
+
+
+def coqa_f1(prediction: str, references: Sequence[str]) -> float:
+    """F1 of CoQA's official script: of words, two answers without words agree, over annotators by `leave_one_out`."""
+    words, expected = squad_words(prediction), [squad_words(reference) for reference in references]
+    return leave_one_out([1.0 if words == others else word_f1(words, others) for others in expected])
 
 
 def number_of(text: str) -> Decimal | None:
-    """The last number after the mark "####", or of the whole text when it has no mark; exact; None without a number."""
-    _, mark, after = text.partition(FINAL_MARK)
-    found = list(NUMBER.finditer(after if mark else text))
+    """The number that a solution ends in, exact; None without one.
+
+    It is the first behind the last "####" that a number follows, which is what GSM8K's authors read where there is
+    one mark; a text without the mark, to them invalid, gives its last number. Theirs must follow "#### " at once; here
+    currency signs, words, Unicode's minus or no space may stand between. What follows a number never changes it: not
+    its unit, percent sign or full stop ("50%", "5kg" and "5." are 50, 5 and 5), nor, as with the authors, the rest of
+    an expression ("#### 3/4" is 3).
+    """
+    _, *marked = text.split(FINAL_MARK)
+    if marked:
+        found = [number for part in marked if (number := MARKED_NUMBER.search(part))]
+    else:
+        found = list(NUMBER.finditer(text))
     if not found:
         return None
     sign = "-" if found[-1]["sign"] else ""
@@ -114,16 +154,81 @@ METRICS: dict[str, Metric] = {
     "token_accuracy": token_accuracy,
     "squad_exact_match": squad_exact_match,
     "squad_f1": squad_f1,
+    "coqa_exact_match": coqa_exact_match,
+    "coqa_f1": coqa_f1,
     "final_number": final_number,
     "rouge1": rouge1,
 }
 
 
-def mean_and_stderr(values: Sequence[float]) -> tuple[float, float]:
-    """Mean over examples and its standard error, sample deviation / sqrt(n): the noise of the test set alone."""
+def _first_highest(scores: Sequence[float]) -> int:
+    if any(math.isnan(score) for score in scores):
+        raise RunFailed(
+            f"log-likelihoods of candidates are {list(scores)}: the model's weights or activations are not finite; "
+            "allowed: numbers; next: evaluate an earlier checkpoint"
+        )
+    return max(range(len(scores)), key=scores.__getitem__)
+
+
+def most_likely(log_likelihoods: Sequence[float], characters: Sequence[int]) -> int:
+    """The candidate with the highest log-likelihood, summed over its tokens; the first of equal ones.
+
+    Raises RunFailed where one is not a number.
+    """
+    return _first_highest(log_likelihoods)
+
+
+def most_likely_per_character(log_likelihoods: Sequence[float], characters: Sequence[int]) -> int:
+    """The candidate with the highest log-likelihood per character; the first of equal ones, an empty one never.
+
+    characters: len() of each candidate, Unicode code points and not bytes, without the space that parts it from the
+    prefix, although the log-likelihood covers that space: lm-evaluation-harness's acc_norm (acc_bytes is another).
+    Raises RunFailed where a log-likelihood is not a number.
+    """
+    pairs = zip(log_likelihoods, characters, strict=True)
+    return _first_highest([total / length if length else -math.inf for total, length in pairs])
+
+
+CHOICE_METRICS: dict[str, Choice] = {
+    "accuracy": most_likely,
+    "accuracy_per_character": most_likely_per_character,
+}
+
+
+def macro_f1(chosen: Sequence[int], right: Sequence[int]) -> float:
+    """F1 of every class (the place of a candidate among its row's), averaged over the classes that occur in either.
+
+    It is scikit-learn's f1_score(right, chosen, average="macro").
+    """
+    hits = Counter(a for a, b in zip(chosen, right, strict=True) if a == b)
+    occurrences = Counter(chosen) + Counter(right)
+    return math.fsum(2 * hits[label] / count for label, count in occurrences.items()) / len(occurrences)
+
+
+def cluster_numbers(groups: Sequence[str]) -> list[int]:
+    """A number per row from 0 up, the same for rows of one group; a row whose group is "" is alone in its cluster."""
+    numbers: dict[str | int, int] = {}
+    return [numbers.setdefault(group or row, len(numbers)) for row, group in enumerate(groups)]
+
+
+def mean_and_stderr(values: Sequence[float], groups: Sequence[str] = ()) -> tuple[float, float]:
+    """Mean over rows and its standard error, the noise of the test set alone; rows of one group depend on each other.
+
+    groups: ``Example.group`` of each row; none given, every row is independent. With G clusters g of n rows i
+
+        stderr**2 = G / (G - 1) * sum_g (sum_(i in g) (value_i - mean))**2 / n**2
+
+    which is sample deviation / sqrt(n) where every row is its own cluster. It is the cluster-robust variance of Liang
+    and Zeger (1986) for a mean, with the usual factor for few clusters; Miller (2024, arXiv 2411.00640) recommends it
+    for language models, without the factor. One cluster says nothing of others, and its error is given as 0.
+    """
     n = len(values)
     mean = math.fsum(values) / n
-    if n == 1:
+    clusters = cluster_numbers(groups or [""] * n)
+    deviations = [0.0] * (max(clusters) + 1)
+    for cluster, value in zip(clusters, values, strict=True):
+        deviations[cluster] += value - mean
+    count = len(deviations)
+    if count == 1:
         return mean, 0.0
-    variance = math.fsum((value - mean) ** 2 for value in values) / (n - 1)
-    return mean, math.sqrt(variance / n)
+    return mean, math.sqrt(math.fsum(deviation**2 for deviation in deviations) * count / (count - 1)) / n
