@@ -121,7 +121,7 @@ def test_the_window_whose_answer_is_likeliest_a_token_gives_the_answer(model: De
     """Each window evaluated as a row of its own; the rule knows no reference and no F1."""
     room = MAX_LENGTH - M - MAX_LENGTH // 8 - 5
     earlier = 0
-    for example in (example for example in contexts(90) if not example.history):
+    for example in (example for example in contexts(150) if not example.history):
         tokens = example.context.split()
         if len(tokens) <= room:
             continue
