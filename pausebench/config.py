@@ -241,6 +241,33 @@ class FinetuneConfig(TrainingConfig):
 
 
 @dataclass(frozen=True)
+class ShowConfig(FinetuneConfig):
+    """Print examples of a task as a finetuning with these options would train on them."""
+
+    examples: int = option(3, "how many")
+    start: int = option(0, "number of the first, in the order of the split")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.examples >= 1, f"examples={self.examples}", "must be at least 1")
+        require(self.start >= 0, f"start={self.start}", "must not be negative")
+
+
+@dataclass(frozen=True)
+class TasksData:
+    """The data of ``tasks``: not a group, since nothing but a folder can be chosen."""
+
+    root: str | None = option(None, "count the rows of these local files (none: of the embedded worlds)")
+
+
+@dataclass(frozen=True)
+class TasksConfig(RunConfig):
+    """List the tasks."""
+
+    data: TasksData = option(TasksData, "where rows are counted")
+
+
+@dataclass(frozen=True)
 class EvaluateConfig(RunConfig):
     """Score a finetuned run with any number of pauses."""
 
@@ -314,12 +341,15 @@ COMMANDS: dict[str, type[RunConfig]] = {
     "evaluate": EvaluateConfig,
     "reproduce": ReproduceConfig,
     "report": ReportConfig,
+    "tasks": TasksConfig,
+    "show": ShowConfig,
 }
 
 
 for _schema in (
     *COMMANDS.values(),
     RunConfig,
+    TasksData,
     ModelConfig,
     TrainingConfig,
     WorldConfig,

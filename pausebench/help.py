@@ -17,6 +17,8 @@ SUMMARIES = {
     "evaluate": "score a finetuned run with any number M of pauses",
     "reproduce": "plan, run, resume and report a whole study",
     "report": "tables and a page from the run folders alone",
+    "tasks": "list the tasks: metric, splits, rows, K and steps",
+    "show": "print examples of a task as the model sees them",
 }
 
 EXAMPLES = {
@@ -41,6 +43,11 @@ EXAMPLES = {
         "pausebench reproduce result=text model=small data=files data.root=DIR tokenizer=bpe",
     ),
     "report": ("pausebench report", "pausebench report runs=runs study=demo"),
+    "tasks": ("pausebench tasks", "pausebench tasks data.root=DIR"),
+    "show": (
+        "pausebench show task=squad model=tiny k=3",
+        "pausebench show task=coqa data=files data.root=DIR k=10 examples=1 start=7",
+    ),
 }
 
 GROUPS = {
@@ -49,6 +56,8 @@ GROUPS = {
     "evaluate": (),
     "reproduce": ("result", "model", "data", "corpus", "tokenizer"),
     "report": (),
+    "tasks": (),
+    "show": ("task", "model", "data", "corpus", "tokenizer", "world", "pause", "tracking"),
 }
 
 

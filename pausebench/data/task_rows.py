@@ -103,6 +103,11 @@ class DatasetRows:
         """Tokens of the longest training-side target, its end token included."""
         return max(len(example.target) for example in self.encoded(tokenizer))
 
+    @property
+    def training_side(self) -> list[Example]:
+        """Every example of the training split, in its order; those held out are among them."""
+        return self._examples
+
     def sample(self) -> list[Example]:
         """A few rows that show how long rows are."""
         return self._test[:64]

@@ -1,0 +1,116 @@
+"""``pausebench show``: examples of a task exactly as a finetuning trains on them, for a person's eye."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from pausebench.config import ShowConfig
+from pausebench.data.batches import EncodedExamples, RowLayout
+from pausebench.data.lengths import encode, fit
+from pausebench.data.task_rows import GeneratedRows, open_task
+from pausebench.data.tokenizer import Tokenizer
+from pausebench.data.vocabulary import open_tokenizer
+from pausebench.errors import BadInput
+from pausebench.model.attention import AttentionMask
+from pausebench.pauses import IGNORE_INDEX, Role, Rows
+from pausebench.tasks import TASKS, Example
+
+# Tokens shown of a long part, its first and its last: in the list of tokens, and in the picture of the mask.
+LISTED = {"prefix": (6, 10), "pause": (2, 2), "target": (10, 4)}
+PICTURED = {"prefix": (3, 3), "pause": (2, 2), "target": (4, 2)}
+PARTS = {Role.PREFIX.value: "prefix", Role.PAUSE.value: "pause", Role.TARGET.value: "target"}
+
+
+def run(config: ShowConfig) -> dict[str, Any]:
+    """Print the examples. Raises ``BadInput`` where there are not so many."""
+    task, rows, tokenizer = TASKS[config.task.name], open_task(config), open_tokenizer(config)
+    if isinstance(rows, GeneratedRows):
+        examples, total = rows.training(config.seed, config.start, config.examples), "rows made without end"
+    else:
+        every = rows.training_side
+        examples, total = every[config.start : config.start + config.examples], f"{len(every)} training rows"
+        if not examples:
+            raise BadInput(f"start={config.start}: task={task.name} has {total} here, numbered from 0.")
+    layout = RowLayout.of(config, task, tokenizer)
+    longest = config.world.sequence_length if config.embedded else min(2048, config.model.max_positions)
+    room = max(longest, 1) - layout.k - len(layout.cue)
+    source = config.world.name if config.embedded else config.data.source.value
+    print(
+        f"{task.name}: {total} ({source}), tokenizer={config.tokenizer.kind.value}, K={layout.k}, "
+        f"placement={config.placement.value}, prefix={config.prefix.value}"
+    )
+    for number, (example, encoded) in enumerate(
+        zip(examples, encode(examples, task, tokenizer), strict=True), start=config.start
+    ):
+        fitted = fit(encoded, room - len(encoded.target))
+        print(
+            f"\nrow {number}" + (f"  (longer than {longest} tokens: {', '.join(fitted.cut)} cut)" if fitted.cut else "")
+        )
+        print(_text(example))
+        shown = EncodedExamples.of(fitted.prefixes[:1], [encoded.target], tokenizer.end_id)
+        laid_out = layout.finetuning_rows(shown)
+        print(_tokens(laid_out, tokenizer))
+        print(_mask(laid_out, AttentionMask(layout.attention, laid_out.roles), tokenizer))
+    return {"names": []}
+
+
+def _text(example: Example) -> str:
+    lines = [f"  {line}" for line in f"{example.prefix}<pauses>{example.target}".split("\n")]
+    if example.candidates:
+        lines += ["candidates, scored by likelihood:", *(f" {candidate}" for candidate in example.candidates)]
+    elif example.references != (example.target.strip(),):
+        lines.append(f"right in evaluation: {', '.join(map(repr, example.references))}")
+    return "\n".join(lines)
+
+
+def _chosen(rows: Rows, shown: dict[str, tuple[int, int]]) -> list[int | None]:
+    """Positions to show; None stands for those left out."""
+    parts = [PARTS[role] for role in rows.roles[0].tolist()]
+    chosen: list[int | None] = []
+    for name in dict.fromkeys(parts):
+        places = [place for place, part in enumerate(parts) if part == name]
+        first, last = shown[name]
+        chosen += places if len(places) <= first + last + 1 else [*places[:first], None, *places[-last:]]
+    return chosen
+
+
+def _tokens(rows: Rows, tokenizer: Tokenizer) -> str:
+    """One line a position: token, part, and the token that it is trained to say next."""
+    ids, labels, roles = (part[0].tolist() for part in (rows.input_ids, rows.labels, rows.roles))
+    lines = [f"{'at':>6}  {'token':<18}{'part':<8}trained to say"]
+    for place in _chosen(rows, LISTED):
+        if place is None:
+            lines.append(f"{'...':>6}")
+            continue
+        said = "" if labels[place] == IGNORE_INDEX else _spelled(labels[place], tokenizer)
+        lines.append(f"{place:>6}  {_spelled(ids[place], tokenizer):<18}{PARTS[roles[place]]:<8}{said}".rstrip())
+    return "\n".join(lines)
+
+
+def _mask(rows: Rows, mask: AttentionMask, tokenizer: Tokenizer) -> str:
+    """Who attends to whom among some of the positions; a gap parts prefix, pauses and target."""
+    ids, roles = rows.input_ids[0].tolist(), rows.roles[0].tolist()
+    dense = mask.dense()
+    allowed = torch.ones(len(ids), len(ids), dtype=torch.bool).tril() if dense is None else dense[0, 0]
+    places = _chosen(rows, PICTURED)
+    lines = ["    a line attends to the columns marked #, in the order of the lines"]
+    for row in places:
+        if row is None:
+            lines.append(f"{'...':>24}")
+            continue
+        cells, before = "", roles[0]
+        for column in places:
+            if column is None:
+                cells += ":"
+                continue
+            cells += (" " if roles[column] != before else "") + ("#" if allowed[row, column] else ".")
+            before = roles[column]
+        lines.append(f"{_spelled(ids[row], tokenizer):>24}  {cells}")
+    return "\n".join(lines)
+
+
+def _spelled(index: int, tokenizer: Tokenizer) -> str:
+    text = tokenizer.spelling(index)
+    return text if index >= tokenizer.end_id else repr(text)

@@ -1,0 +1,63 @@
+"""``pausebench tasks``: every task with its metric, splits, rows, K, and steps on each model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from pausebench.config import FinetuneConfig, TasksConfig
+from pausebench.data.english import EnglishWorld
+from pausebench.data.files import read_split
+from pausebench.errors import BadInput
+from pausebench.help import choices, conf_dir
+from pausebench.tasks import TASKS, Dataset, Task
+
+MODELS = ("tiny", "small", "130m", "1b")
+LINE = "{:<19}{:<9}{:<19}{:<32}{:>3}  {}"
+
+
+def run(config: TasksConfig) -> dict[str, Any]:
+    """Print the table, one line a task."""
+    root = None if config.data.root is None else Path(config.data.root).expanduser()
+    if root is not None and not root.is_dir():
+        raise BadInput(f"data.root={root} is no folder; it has to hold squad/train.jsonl.gz and the like.")
+    where = "of the embedded worlds" if root is None else f"in {root}"
+    print(LINE.format("task=", "answer", "metric", f"rows {where}", "K", "steps " + "/".join(MODELS)))
+    for name in choices("task"):
+        task = TASKS[name]
+        steps = [str(_steps(model, name) or "-") for model in MODELS]
+        kind = "scored" if task.scored else "decoded"
+        print(LINE.format(name, kind, task.metrics[0], _rows(task, root), _chosen_k(name), "/".join(steps)).rstrip())
+    return {"names": []}
+
+
+def _rows(task: Task, root: Path | None) -> str:
+    """Published rows of the two splits, by name; "-" for a split that is not there."""
+    if task.dataset is None:
+        return f"test {task.generated_rows}, training as needed" if root is None else "-"
+    counts = (
+        f"{split} {_count(task.dataset, split, root)}" for split in (task.dataset.train, task.dataset.test) if split
+    )
+    return " + ".join(counts)
+
+
+def _count(dataset: Dataset, split: str, root: Path | None) -> str:
+    if root is not None and not any((root / dataset.name).glob(f"{split}[.-]*")):
+        return "-"
+    rows = EnglishWorld(None).rows(dataset.name, split) if root is None else read_split(root, dataset.name, split)
+    return f"{sum(1 for _ in rows):,}"
+
+
+def _chosen_k(name: str) -> int:
+    """K where none is given."""
+    chosen = OmegaConf.to_container(OmegaConf.load(conf_dir() / "task" / f"{name}.yaml"))
+    assert isinstance(chosen, dict)
+    return int(chosen.get("default_k", FinetuneConfig.default_k))
+
+
+def _steps(model: str, name: str) -> int | None:
+    """Finetuning steps of the recipe that is taken by itself; None where there is none."""
+    recipe = conf_dir() / "recipe" / "finetune" / f"{model}_{name}.yaml"
+    return OmegaConf.load(recipe).train.steps if recipe.exists() else None
