@@ -511,5 +511,5 @@ def test_one_group_has_no_standard_error() -> None:
 
 
 def test_rows_and_groups_that_differ_in_number_are_refused() -> None:
-    with pytest.raises(ValueError, match="shorter"):
+    with pytest.raises(ValueError, match="argument 2 is longer"):
         mean_and_stderr([0.0, 1.0, 1.0], ["a", "b"])
