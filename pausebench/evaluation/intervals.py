@@ -1,7 +1,9 @@
 """A test set's score with its standard error and its 95 % bootstrap interval.
 
-The interval is the percentile interval of Efron (1979): the same score of 2000 test sets, each drawn with replacement
-from this one's clusters. Groups of rows that depend on each other (questions about one story) are drawn whole.
+The interval is the percentile interval (Efron and Tibshirani 1993, chapter 13): the same score of 2000 test sets, each
+drawn with replacement from this one's clusters. Groups of rows that depend on each other (questions about one story)
+are drawn whole.
+
 Invariant: the same rows in the same order give the same interval; draws are a function of resample and place.
 """
 

@@ -182,7 +182,7 @@ def most_likely_per_character(log_likelihoods: Sequence[float], characters: Sequ
     """The candidate with the highest log-likelihood per character; the first of equal ones, an empty one never.
 
     characters: len() of each candidate, Unicode code points and not bytes, without the space that parts it from the
-    prefix, although the log-likelihood covers that space: lm-evaluation-harness's acc_norm (acc_bytes is another).
+    prefix, although the log-likelihood covers that space: lm-evaluation-harness's acc_norm.
     Raises RunFailed where a log-likelihood is not a number.
     """
     pairs = zip(log_likelihoods, characters, strict=True)

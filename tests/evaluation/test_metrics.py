@@ -1,27 +1,41 @@
 """Metrics agree with the scorers that published figures come from, and final numbers are read as a person reads them.
 
-References: torchmetrics' port of the SQuAD script and Google's rouge-score. Both are optional packages.
+References: torchmetrics' port of the SQuAD script, Google's rouge-score (both are optional packages), and for CoQA its
+published rules, written here in another way than in the metrics.
 """
 
 from __future__ import annotations
 
 import gzip
 import json
+import math
+import random
+import re
+import statistics
 import sys
 from collections.abc import Sequence
 from decimal import Decimal
+from fractions import Fraction
+from itertools import groupby
 from pathlib import Path
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pausebench.errors import BadInput
+from pausebench.errors import BadInput, RunFailed
 from pausebench.evaluation import metrics
 from pausebench.evaluation.metrics import (
+    CHOICE_METRICS,
     METRICS,
+    coqa_exact_match,
+    coqa_f1,
     exact_match,
     final_number,
+    macro_f1,
+    mean_and_stderr,
+    most_likely,
+    most_likely_per_character,
     number_of,
     rouge1,
     squad_exact_match,
@@ -100,6 +114,103 @@ def test_squad_scores_of_published_answers_are_the_official_ones(shared_data: Pa
 def test_squad_scores_by_hand(prediction: str, references: list[str], exact: float, f1: float) -> None:
     assert squad_exact_match(prediction, references) == exact
     assert squad_f1(prediction, references) == pytest.approx(f1, rel=1e-12)
+
+
+def published_words(text: str) -> list[str]:
+    """CoQA's normalisation letter by letter: lower case, ASCII marks go, then runs of letters that are articles."""
+    kept = [letter for letter in text.lower() if not ("!" <= letter <= "~") or letter.isalnum()]
+    runs = ["".join(run) for _, run in groupby(kept, str.isalnum)]
+    return "".join(" " if run in ("a", "an", "the") else run for run in runs).split()
+
+
+def published_coqa(prediction: str, references: Sequence[str]) -> tuple[float, float]:
+    """(exact match, F1) in exact arithmetic: every annotator left out in turn, the best of the others, the mean."""
+    words = published_words(prediction)
+
+    def f1(expected: list[str]) -> Fraction:
+        if not words or not expected:
+            return Fraction(words == expected)
+        unmatched = list(expected)
+        for word in words:
+            if word in unmatched:
+                unmatched.remove(word)
+        shared = len(expected) - len(unmatched)
+        precision, recall = Fraction(shared, len(words)), Fraction(shared, len(expected))
+        return 2 * precision * recall / (precision + recall) if shared else Fraction(0)
+
+    answers = [published_words(reference) for reference in references]
+    exact_total, f1_total = Fraction(0), Fraction(0)
+    for left_out in range(len(answers)):
+        others = [answer for place, answer in enumerate(answers) if place != left_out or len(answers) == 1]
+        exact_total += max(words == answer for answer in others)
+        f1_total += max(f1(answer) for answer in others)
+    return float(exact_total / len(answers)), float(f1_total / len(answers))
+
+
+@st.composite
+def conversation_answers(draw: st.DrawFn) -> tuple[str, list[str]]:
+    """A prediction and up to five annotators' answers, many of them equal, or equal but for marks and articles."""
+    answers = st.sampled_from(draw(st.lists(TEXTS, min_size=1, max_size=3)))
+    disguised = st.builds("{}{}{}".format, st.sampled_from(["", "", "The ", "a—"]), answers, st.sampled_from(["", "."]))
+    return draw(disguised), draw(st.lists(st.one_of(answers, disguised), min_size=1, max_size=5))
+
+
+@settings(max_examples=2000)
+@given(conversation_answers())
+@example(("", ["", "the", "."]))
+@example(("the", ["cat", "."]))
+@example(("cat", ["cat", "Cat.", "dog"]))
+@example(("猫 の the", ["猫の", "猫"]))
+@example(("a\u0301", ["a", "\u0301"]))
+def test_coqa_scores_are_those_of_the_published_rules(answers: tuple[str, list[str]]) -> None:
+    exact, f1 = published_coqa(*answers)
+    assert coqa_exact_match(*answers) == pytest.approx(exact, abs=1e-12)
+    assert coqa_f1(*answers) == pytest.approx(f1, abs=1e-12)
+
+
+@settings(max_examples=500)
+@given(TEXTS, TEXTS)
+@example("the", ".")
+def test_coqa_scores_of_one_answer_are_those_of_squads_second_version(prediction: str, reference: str) -> None:
+    squad = pytest.importorskip("torchmetrics.functional.text").squad
+    target = {"id": "1", "answers": {"text": [reference], "answer_start": [0]}}
+    scores = squad([{"id": "1", "prediction_text": prediction}], [target])
+    assert coqa_exact_match(prediction, [reference]) == scores["exact_match"].item() / 100
+    assert coqa_f1(prediction, [reference]) == pytest.approx(scores["f1"].item() / 100, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "references", "exact", "f1"),
+    [
+        ("white", ["White.", "white", "the white", "white"], 1.0, 1.0),
+        ("white", ["white", "grey", "grey", "grey"], 0.75, 0.75),  # left out once, the only one who says so
+        ("white", ["white", "white", "grey", "grey"], 1.0, 1.0),
+        ("white", ["white", "grey"], 0.5, 0.5),
+        ("in a barn", ["barn", "barn"], 0.0, 2 / 3),
+        ("in the barn", ["barn", "in barn near it", "no"], 0.0, (2 / 3 + 2 / 3 + 2 / 3) / 3),
+        ("", ["", "no"], 0.5, 0.5),
+        ("the", ["."], 1.0, 1.0),
+        ("the", ["no"], 0.0, 0.0),
+        ("no", ["the"], 0.0, 0.0),
+        (" 在仓库里\n", ["在仓库里。", "在仓库里", "仓库"], 2 / 3, 2 / 3),  # "。" is no ASCII mark
+    ],
+)
+def test_coqa_scores_by_hand(prediction: str, references: list[str], exact: float, f1: float) -> None:
+    assert coqa_exact_match(prediction, references) == pytest.approx(exact, rel=1e-12)
+    assert coqa_f1(prediction, references) == pytest.approx(f1, rel=1e-12)
+
+
+def test_coqa_scores_of_published_answers_are_those_of_the_published_rules(shared_data: Path) -> None:
+    """Each question's first answer, and that of the question before it, against all annotators'."""
+    before = "white"
+    with gzip.open(shared_data / "coqa" / "validation_references.jsonl.gz", "rt", encoding="utf-8") as lines:
+        for line in lines:
+            for references in json.loads(line)["references"]:
+                for prediction in (before, references[0]):
+                    exact, f1 = published_coqa(prediction, references)
+                    assert coqa_exact_match(prediction, references) == pytest.approx(exact, abs=1e-12)
+                    assert coqa_f1(prediction, references) == pytest.approx(f1, abs=1e-12)
+                before = references[0]
 
 
 @settings(max_examples=2000)
@@ -194,6 +305,31 @@ def test_without_rouge_score_the_message_says_what_to_type(monkeypatch: pytest.M
         ("72 #### none", None),
         ("#### 5 ####", "5"),
         ("#### 5 #### 6", "6"),
+        # Behind the mark the first number is the answer, and commas are its own.
+        ("####-5", "-5"),
+        ("####\n-5", "-5"),
+        ("#### 5 dollars", "5"),
+        ("#### 5 dollars and 30 cents", "5"),
+        ("#### 72\n\nQuestion: 3 robes take", "72"),
+        ("#### 72 (of 100)", "72"),
+        ("#### 12,34,567", "1234567"),
+        ("#### 5, 6", "5"),
+        ("#### 3/4", "3"),
+        ("#### 1 1/2", "1"),
+        ("#### 16-3", "16"),
+        ("#### 1e5", "1"),
+        ("#### **72**", "72"),
+        ("#### 5kg", "5"),
+        ("#### x=5", "5"),
+        ("#### 2nd", "2"),
+        ("#### ₹5", "5"),
+        ("#### -₹5", "-5"),
+        ("#### - 5", "5"),
+        ("#### –5", "5"),
+        ("#### 1.2.3", "1.2"),
+        ("3/4", "4"),
+        ("5kg", "5"),
+        ("each costs $5.", "5"),
     ],
 )
 def test_the_final_number_by_hand(text: str, number: str | None) -> None:
@@ -246,6 +382,22 @@ def test_a_number_is_found_however_it_is_written(
     assert final_number(text, (f"#### {value + 1}",)) == 0.0
 
 
+@settings(max_examples=1000)
+@given(
+    before=TEXTS,
+    answer=st.from_regex(r"\A-?[0-9][0-9,]{0,9}(\.[0-9]{1,4})?\Z"),
+    after=st.one_of(TEXTS, st.sampled_from([" 7", "/7", " - 7", "-7", "e7", " (7)", "\n7", "%"])),
+)
+def test_a_number_that_the_authors_read_is_read_alike(before: str, answer: str, after: str) -> None:
+    """Where the authors' script, which takes digits, points and commas behind the mark, finds a well-formed number."""
+    text = f"{before}#### {answer}{after}"
+    theirs = re.search(r"#### (-?[0-9.,]+)", text)
+    assert theirs is not None
+    written = theirs[1].rstrip(".,")
+    if "," not in written.partition(".")[2] and written.count(".") < 2:
+        assert number_of(text) == Decimal(written.replace(",", ""))
+
+
 def test_published_solutions_give_their_own_number(shared_data: Path) -> None:
     """The number behind "####" with its commas removed, as GSM8K's authors read it."""
     count = 0
@@ -271,9 +423,93 @@ def test_exact_match_is_strict_but_for_the_space_around_an_answer() -> None:
 @settings(max_examples=300)
 @given(TEXTS, st.lists(TEXTS.filter(str.strip), min_size=1, max_size=3))
 def test_every_metric_is_a_share_and_more_references_never_cost(prediction: str, references: list[str]) -> None:
-    for metric in METRICS.values():
+    for name, metric in METRICS.items():
         if metric is rouge1:
             pytest.importorskip("rouge_score")
         first, best = metric(prediction, references[:1]), metric(prediction, references)
-        assert 0.0 <= first <= best <= 1.0
+        assert 0.0 <= best <= 1.0
+        assert first <= best or name.startswith("coqa")  # which leaves annotators out
         assert metric(f"  {prediction}\n", references) == best
+
+
+def test_the_candidate_with_the_highest_sum_or_share_is_chosen() -> None:
+    sums, characters = [-12.0, -10.0, -30.0, -10.0], [6, 4, 60, 4]
+    assert most_likely(sums, characters) == 1
+    assert most_likely_per_character(sums, characters) == 2
+    assert most_likely_per_character([-2.0, -4.0, -1.0], [2, 4, 1]) == 0  # all -1
+    assert list(CHOICE_METRICS) == ["accuracy", "accuracy_per_character"]
+
+
+def test_an_empty_or_impossible_candidate_is_not_chosen_per_character() -> None:
+    assert most_likely_per_character([0.0, -5.0], [0, 3]) == 1
+    for choose in CHOICE_METRICS.values():
+        assert choose([-math.inf, -5.0], [3, 3]) == 1
+
+
+@pytest.mark.parametrize("choose", CHOICE_METRICS.values(), ids=CHOICE_METRICS)
+def test_a_log_likelihood_that_is_no_number_ends_the_evaluation(choose: metrics.Choice) -> None:
+    with pytest.raises(RunFailed, match="not finite"):
+        choose([-1.0, math.nan], [1, 1])
+
+
+@settings(max_examples=500)
+@given(st.integers(2, 5), st.data())
+def test_macro_f1_is_that_of_torchmetrics(classes: int, data: st.DataObject) -> None:
+    torchmetrics = pytest.importorskip("torchmetrics.functional.classification")
+    torch = pytest.importorskip("torch")
+    rows = data.draw(st.lists(st.tuples(*2 * [st.integers(0, classes - 1)]), min_size=1, max_size=60))
+    chosen, right = zip(*rows, strict=True)
+    expected = torchmetrics.multiclass_f1_score(
+        torch.tensor(chosen), torch.tensor(right), num_classes=classes, average="macro"
+    )
+    assert macro_f1(chosen, right) == pytest.approx(expected.item(), abs=1e-6)
+
+
+def test_macro_f1_by_hand() -> None:
+    assert macro_f1([0, 1, 1, 0], [0, 1, 1, 0]) == 1.0
+    assert macro_f1([0, 0, 0, 0], [0, 0, 0, 1]) == pytest.approx((6 / 7 + 0) / 2)  # class 1 is never chosen
+    assert macro_f1([3, 3], [3, 3]) == 1.0  # classes that do not occur do not count
+    assert macro_f1([0], [1]) == 0.0
+
+
+def sandwich_stderr(values: Sequence[float], groups: Sequence[str]) -> float:
+    """Regression on a constant with errors clustered by group, pair by pair: n**-2 sum of products within a group."""
+    mean = statistics.fmean(values)
+    rows = [(value - mean, group or place) for place, (value, group) in enumerate(zip(values, groups, strict=True))]
+    pairs = sum(a * b for a, first in rows for b, second in rows if first == second)
+    clusters = len({group for _, group in rows})
+    return math.sqrt(max(pairs, 0.0) * clusters / (clusters - 1)) / len(rows)
+
+
+@settings(max_examples=300)
+@given(
+    st.lists(st.tuples(st.floats(0, 1), st.sampled_from(["", "", "a", "b", "c"])), min_size=2, max_size=40).filter(
+        lambda rows: len({group for _, group in rows}) > 1
+    ),
+    st.randoms(use_true_random=False),
+)
+def test_the_standard_error_is_that_of_clusters(rows: list[tuple[float, str]], shuffle: random.Random) -> None:
+    values, groups = zip(*rows, strict=True)
+    mean, stderr = mean_and_stderr(values, groups)
+    assert mean == pytest.approx(statistics.fmean(values))
+    assert stderr == pytest.approx(sandwich_stderr(values, groups), abs=1e-7)
+    alone = statistics.stdev(values) / math.sqrt(len(values))
+    for independent in ((), [""] * len(values), [str(place) for place in range(len(values))]):
+        assert mean_and_stderr(values, independent) == (mean, pytest.approx(alone, abs=1e-12))
+    shuffle.shuffle(rows)
+    assert mean_and_stderr(*zip(*rows, strict=True)) == pytest.approx((mean, stderr), abs=1e-12)
+
+
+def test_answers_counted_thrice_prove_no_more() -> None:
+    values, groups = [0.0, 1.0, 1.0, 0.0, 1.0], ["a", "b", "c", "d", "e"]
+    assert mean_and_stderr(values * 3, groups * 3) == pytest.approx(mean_and_stderr(values))
+    assert mean_and_stderr(values * 3)[1] < 0.6 * mean_and_stderr(values)[1]
+
+
+def test_one_group_has_no_standard_error() -> None:
+    assert mean_and_stderr([0.0, 1.0], ["a", "a"]) == (0.5, 0.0)
+
+
+def test_rows_and_groups_that_differ_in_number_are_refused() -> None:
+    with pytest.raises(ValueError, match="argument 2 is longer"):
+        mean_and_stderr([0.0, 1.0, 1.0], ["a", "b"])
