@@ -283,6 +283,8 @@ def _train_split(dataset: Dataset, root: str | None, train_fraction: float | Non
         try:
             files.split_files(_folder(root), dataset.name, split)
         except BadInput as error:
+            if not files.has_split(_folder(root), dataset.name, dataset.test):
+                raise
             raise BadInput(f"{error} Or type {carve}.") from None
     return split if there else None
 

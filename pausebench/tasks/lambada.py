@@ -1,23 +1,18 @@
 """LAMBADA: say the last word of a passage, which takes the whole passage to guess (the paper's exact match).
 
-    Ellen asked him.
-
-    "Yes, indeed," Mark said. "Several."
-
-    "Have you ever made a list?"
-
-    "I can't say I have, Ellen. Do you recommend it?"
-
-    "Oh, yes," Ellen returned seriously. "It's helpful if you have a real list
+    in my palm is a clear stone , and inside it is a small ivory statuette . a guardian angel . `` figured if you
+    're going to be out at night getting hit by cars , you might as well have some backup . '' i look at him ,
+    feeling stunned . like this is some sort of sign . but as i stare at harlin , his mouth curved in a confident
+    grin , i do n't care about signs
 
 The word is what follows the last space: nothing is added to the passage, and nothing taken from it but white space at
 its very end. In a few rows the word so brings an opening quotation mark or a line break of the passage with it; it
 stays, as in every other count of this benchmark. All of the text is the question: there is no part that could be left
 out without asking something else.
 
-Two versions, which are never one number. ``lambada`` is the original, lower-cased and tokenised; its training split is
-whole novels, so that finetuning takes the 4,869 validation passages and the score the 5,153 test passages.
-``lambada_openai`` (the row above) is OpenAI's, cased and untokenised; it has the test passages only, and
+Two versions, which are never one number. ``lambada`` is the original (the row above), lower-cased and tokenised; its
+training split is whole novels, so that finetuning takes the 4,869 validation passages and the score the 5,153 test
+passages. ``lambada_openai`` is OpenAI's of the same passages, cased and untokenised; it has the test passages only, and
 ``task.train_fraction`` carves the training rows from them.
 """
 
