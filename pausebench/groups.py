@@ -76,6 +76,13 @@ class Source(Enum):
     embedded = "embedded"  # generated worlds that need no download
 
 
+class OnBadRow(Enum):
+    """What becomes of a row that does not fit its task."""
+
+    error = "error"  # the command ends with its place and field
+    skip = "skip"  # it is left out, counted and named
+
+
 class TokenizerKind(Enum):
     """How text becomes tokens."""
 
@@ -157,6 +164,13 @@ class DataConfig:
 
     source: Source = option(Source.embedded, "set by data=hub, data=files and data=embedded")
     root: str | None = option(None, "data=files: the folder that holds DATASET/SPLIT.jsonl.gz", identity=False)
+    # No identity: without a bad row both give the same, and with one only skip gives anything.
+    on_bad_row: OnBadRow = option(
+        OnBadRow.error,
+        "a task's row with a missing field, an answer that is empty or a label that is no option: error ends with its "
+        "place, skip leaves it out and counts it",
+        identity=False,
+    )
     allow_changed: bool = option(
         False, "go on with a run whose data fingerprint is another than in its manifest", identity=False
     )

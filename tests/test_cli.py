@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from pausebench import cli
-from pausebench.config import COMMANDS
+from pausebench.config import COMMANDS, FinetuneConfig
 from pausebench.help import choices, conf_dir, option_names
+from pausebench.tasks import PAPER_TASKS
 
 TINY_PRETRAIN = "train.steps=4 train.batch_size=8 train.log_every=2 train.checkpoint_every=2 tracking=off"
 TINY_FINETUNE = f"{TINY_PRETRAIN} k=2"
@@ -48,7 +49,7 @@ def finetuned(root: Path) -> Path:
             "finetune task=party",
             [
                 "task=party",
-                "allowed are commonsense_qa, gsm8k, majority, mod3, parity, relay, squad",
+                "allowed are commonsense_qa, coqa, gsm8k, hellaswag, lambada, lambada_openai, majority, mod3,",
                 "Did you mean task=parity?",
             ],
         ),
@@ -302,6 +303,47 @@ def test_every_configuration_file_composes(file: str) -> None:
     with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
         composed = compose(line[0], [*line[1:], *(["run=x"] if line[0] == "evaluate" else [])])
         cli.to_config(line[0], composed, line[1:])
+
+
+@pytest.mark.parametrize("model", ["1b", "130m"])
+def test_every_number_of_tables_3_and_4_stands_in_the_composed_config(model: str) -> None:
+    """Learning rate, warm-up steps, steps and batch size, as the paper prints them; K = 10 where none is given."""
+    from hydra import compose, initialize_config_dir
+
+    published = {
+        "1b": {
+            "squad": (1.0e-4, 100, 10000, 256),
+            "gsm8k": (1.0e-4, 200, 20000, 16),
+            "hellaswag": (5.0e-6, 100, 1000, 16),
+            "piqa": (1.0e-6, 50, 600, 32),
+            "coqa": (5.0e-5, 75, 3500, 16),
+            "commonsense_qa": (5.0e-5, 100, 4000, 16),
+            "lambada": (5.0e-5, 40, 2800, 16),
+            "web_questions": (5.0e-4, 200, 2000, 16),
+            "natural_questions": (1.0e-4, 100, 5000, 256),
+        },
+        "130m": {
+            "squad": (1.0e-4, 400, 40000, 16),
+            "gsm8k": (1.0e-4, 75, 7500, 16),
+            "commonsense_qa": (5.0e-5, 100, 6000, 16),
+            "lambada": (5.0e-5, 40, 1400, 16),
+            "web_questions": (5.0e-4, 200, 2000, 16),
+            "natural_questions": (5.0e-4, 100, 5000, 256),
+            "coqa": (1.0e-4, 75, 3500, 16),
+            "piqa": (1.0e-6, 50, 600, 32),
+            "hellaswag": (1.0e-6, 100, 1000, 16),
+        },
+    }[model]
+    assert set(published) == {task.name for task in PAPER_TASKS}
+    cli._register_schemas()
+    with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
+        for task, numbers in [*published.items(), ("lambada_openai", published["lambada"])]:
+            line = [f"task={task}", f"model={model}"]
+            config = cli.to_config("finetune", compose("finetune", line), line)
+            assert isinstance(config, FinetuneConfig)
+            train = config.train
+            assert (train.lr, train.warmup_steps, train.steps, train.batch_size) == numbers, task
+            assert (config.task.name, config.resolved().k) == (task, 10)
 
 
 def test_examples_of_the_help_name_existing_choices() -> None:

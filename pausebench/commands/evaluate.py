@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from pausebench.commands import runs
-from pausebench.commands.finetune import check_length, length_limit
+from pausebench.commands.finetune import check_length, length_limit, say_skipped
 from pausebench.config import EvaluateConfig, FinetuneConfig
 from pausebench.data.batches import RowLayout
 from pausebench.data.task_rows import DatasetRows, open_task
@@ -48,6 +48,7 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     layout = evaluated_layout(config, finetuned, tokenizer)
     folders = {m: evaluate_folder(config, run_path.name, layout.placement, m) for m in counts}
     progress = Progress(run_path.name, 0, config.quiet)
+    say_skipped(rows, progress)
     todo = [m for m in counts if folders[m].result is None]
     if todo:
         device = choose_device(config.device)
@@ -92,6 +93,7 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
                         "pretrain_run": None if manifest["parent"] == "random" else manifest["parent"],
                         "prompt_hash": rows.prompt_hash,
                         "data_fingerprint": fingerprint,
+                        **rows.about(),
                     }
                     write_atomically(folders[m].path / "config.yaml", OmegaConf.to_yaml(plain(replace(config, mt=m))))
                     lines = "".join(json.dumps(row) + "\n" for row in predictions)

@@ -29,6 +29,7 @@ def run(config: FinetuneConfig) -> dict[str, Any]:
     folder = runs.finetune_folder(config, parent)
     folder.check_fingerprint(fingerprint, config.data.allow_changed, "data.allow_changed=true")
     progress = Progress(folder.name, config.train.steps, config.quiet)
+    say_skipped(rows, progress)
     if folder.result is not None:
         return progress.already_done(folder)
     device = choose_device(config.device)
@@ -51,11 +52,18 @@ def run(config: FinetuneConfig) -> dict[str, Any]:
             pretrained_length=parent.length,
             tokenizer=tokenizer.fingerprint,
             data_fingerprint=fingerprint,
+            **rows.about(),
             tokens_per_step=batches.batch(1).input_ids.numel(),
             **lengths,
         )
         result = runs.train(folder, config, model, batches, device, progress, group=task.name)
     return progress.done(folder, result)
+
+
+def say_skipped(rows: GeneratedRows | DatasetRows, progress: Progress) -> None:
+    """One line where rows were left out because they do not fit the task."""
+    if rows.skipped:
+        progress.say(f"{len(rows.skipped)} rows are left out (data.on_bad_row=skip), the first: {rows.skipped[0]}")
 
 
 def open_batches(

@@ -45,6 +45,12 @@ def read_split(root: Path, dataset: str, split: str) -> Iterator[Located]:
         raise BadInput(f"{paths[0]} has no rows. Every split needs at least one.")
 
 
+def has_split(root: Path, dataset: str, split: str) -> bool:
+    """Whether the folder of a dataset has files of a split, broken ones among them."""
+    folder = root / dataset
+    return folder.is_dir() and bool(_named(folder, split))
+
+
 def split_files(root: Path, dataset: str, split: str) -> list[Path]:
     """The files of a split, sorted by name. Raises ``BadInput`` when there is none, with what there is."""
     if not root.is_dir():
@@ -53,11 +59,9 @@ def split_files(root: Path, dataset: str, split: str) -> list[Path]:
     if not folder.is_dir():
         names = [path.name for path in _entries(root) if path.is_dir()]
         raise BadInput(f"{folder} does not exist; data.root={root} holds {', '.join(names) or 'no folder'}.")
-    name = re.compile(rf"{re.escape(split)}(-[^.]*)?\.({'|'.join(map(re.escape, EXTENSIONS))})")
-    entries = _entries(folder)
-    found = [path for path in entries if name.fullmatch(path.name)]
+    found = _named(folder, split)
     if not found:
-        names = [path.name for path in entries]
+        names = [path.name for path in _entries(folder)]
         raise BadInput(
             f"{folder} has no split {split}: looked for {split}.EXT and {split}-*.EXT with EXT one of "
             f"{', '.join(EXTENSIONS)}; the folder holds {', '.join(names[:8]) or 'nothing'}."
@@ -96,6 +100,12 @@ def _entries(folder: Path) -> list[Path]:
         return sorted(folder.iterdir())
     except OSError as error:
         raise BadInput(f"{folder} cannot be read ({error.strerror or error}).") from None
+
+
+def _named(folder: Path, split: str) -> list[Path]:
+    """What a folder has by the names of a split, sorted."""
+    name = re.compile(rf"{re.escape(split)}(-[^.]*)?\.({'|'.join(map(re.escape, EXTENSIONS))})")
+    return [path for path in _entries(folder) if name.fullmatch(path.name)]
 
 
 def _extension(path: Path) -> str:

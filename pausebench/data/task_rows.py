@@ -3,16 +3,18 @@
 Two kinds: a world that makes rows without end (count, relay), and a dataset with a training and a test split (hub,
 files, or the embedded English world in the same schema).
 
-Invariant: no validation row is ever trained on, and test rows are the same for every run.
+Invariant: no validation row is ever trained on, nor a test row, and test rows are the same for every run.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
-from functools import lru_cache
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from functools import lru_cache, partial
+from itertools import chain, zip_longest
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -24,11 +26,13 @@ from pausebench.data.english import EnglishWorld
 from pausebench.data.lengths import EncodedExample, encode
 from pausebench.data.tokenizer import Tokenizer
 from pausebench.errors import BadInput
-from pausebench.groups import Source, WorldConfig
-from pausebench.tasks import TASKS, Dataset, Example, Task
+from pausebench.groups import OnBadRow, Source, WorldConfig
+from pausebench.tasks import TASKS, Dataset, Example, Row, Task
 
 VALIDATION_SHARE = 20  # one training row in so many is held out for the validation loss
 VALIDATION_MOST = 512
+CARVE_SEED = 2**31 + 3  # above every seed a user may give, and not the worlds' or the validation's
+SKIPPED_SHOWN = 20  # rows left out that a result names
 
 
 class GeneratedRows:
@@ -37,6 +41,7 @@ class GeneratedRows:
     def __init__(self, task: Task, config: WorldConfig) -> None:
         self.task = task
         self.world = build_world(config)
+        self.skipped: list[str] = []
         self.prompt_hash = task.prompt_hash(self.world.task_rows(0, 0, 1)[0])
 
     def fingerprint(self, seed: int) -> str:
@@ -51,38 +56,97 @@ class GeneratedRows:
         """A few rows that show how long rows are; here all have one length."""
         return self.training(TEST_SEED, 0, 1)
 
+    def about(self) -> dict[str, Any]:
+        return {}
+
     def test(self) -> list[Example]:
         return self.training(TEST_SEED, 0, self.task.generated_rows)
 
 
 class DatasetRows:
-    """Rows of a dataset's two splits; one training row in ``VALIDATION_SHARE`` is held out."""
+    """Rows of a dataset's two splits; of the training rows one in ``VALIDATION_SHARE`` is held out.
 
-    def __init__(self, task: Task, train: Iterable[files.Located], test: Iterable[files.Located]) -> None:
+    train is None where there is no training split: ``train_fraction`` of the test rows are trained on instead, and the
+    others are the test. on_bad_row: whether a row that does not fit the task ends the reading, or is left out.
+    skipped: what is wrong with each row that was left out, and where it stands.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        train: Iterable[files.Located] | None,
+        test: Iterable[files.Located],
+        train_fraction: float | None = None,
+        on_bad_row: OnBadRow = OnBadRow.error,
+    ) -> None:
         assert task.dataset is not None
-        self.task = task
+        self.task, self.train_fraction, self.on_bad_row = task, train_fraction, on_bad_row
+        self.skipped: list[str] = []
+        self._repeated = 0
+        self.prompt_hash = ""
+        training = [] if train is None else self._read(train)
+        testing = self._read(test)
+        if train is None:
+            assert train_fraction is not None
+            training, testing = _carved(testing, train_fraction, task.dataset)
+        self._examples, self._test = list(chain.from_iterable(training)), list(chain.from_iterable(testing))
         self._digest = hashlib.sha256()
-        self._examples, _ = self._read("train", train)
-        self._test, self.prompt_hash = self._read("test", test)
-        size = len(self._examples)
-        held_out = min(VALIDATION_MOST, size // VALIDATION_SHARE)
-        if held_out == 0:
+        for split, examples in (("train", self._examples), ("test", self._test)):
+            for example in examples:
+                self._digest.update(json.dumps([split, *example]).encode())
+        size, name = len(self._examples), task.dataset.name
+        if size < VALIDATION_SHARE:
             raise BadInput(
-                f"{task.dataset.name}/{task.dataset.train} has {size} rows; at least {VALIDATION_SHARE} are needed, "
-                f"because one in {VALIDATION_SHARE} is held out for the validation loss."
+                f"{name}/{task.dataset.train or task.dataset.test} has {size} rows; at least {VALIDATION_SHARE} are "
+                f"needed, because one in {VALIDATION_SHARE} is held out for the validation loss."
             )
-        order = _order(VALIDATION_SEED, 0, size)
-        self.validation = order[:held_out]
-        self._training = sorted(order[held_out:])
+        if not self._test:
+            raise BadInput(f"{name}/{task.dataset.test} has no rows; at least one is needed to test.")
+        groups = [example.group or number for number, example in enumerate(self._examples)]
+        held_out = min(VALIDATION_MOST, size // VALIDATION_SHARE)
+        self.validation, self._training = _parted(groups, held_out, VALIDATION_SEED)
+        if not self._training:
+            raise BadInput(f"{name} has training rows on one text alone; a second one is held out for validation.")
 
-    def _read(self, split: str, rows: Iterable[files.Located]) -> tuple[list[Example], str]:
-        examples, prompt_hash = [], ""
+    def _read(self, rows: Iterable[files.Located]) -> list[list[Example]]:
+        """The examples of each published row. The last split that is read, the test, determines the prompt's hash."""
+        published: list[list[Example]] = []
+        seen: set[Any] = set()
         for located in rows:
-            example = _to_example(self.task, located)
-            prompt_hash = prompt_hash or self.task.prompt_hash(located.row)
-            self._digest.update(json.dumps([split, *example]).encode())
-            examples.append(example)
-        return examples, prompt_hash
+            try:
+                unfolded = _unfolded(self.task, located)
+                examples = [example for _, example in unfolded]
+            except BadInput as error:
+                if self.on_bad_row is OnBadRow.error:
+                    raise BadInput(f"{error} (data.on_bad_row=skip leaves such rows out and counts them.)") from None
+                self.skipped.append(str(error))
+                continue
+            if not published:
+                self.prompt_hash = self.task.prompt_hash(unfolded[0][0])
+            marks: set[Any] = {tuple(examples)}
+            if "id" in located.row:
+                marks.add(str(located.row["id"]))
+            self._repeated += not marks.isdisjoint(seen)
+            seen |= marks
+            published.append(examples)
+        return published
+
+    def about(self) -> dict[str, Any]:
+        """What a result says of its rows.
+
+        rows_skipped, rows_repeated: of both splits; a row counts as repeated when an earlier one of its split has all
+        of its text, or its id. references_per_question: the mean over the test. skipped: the first rows left out.
+        """
+        about: dict[str, Any] = {
+            "rows_skipped": len(self.skipped),
+            "rows_repeated": self._repeated,
+            "references_per_question": sum(len(example.references) for example in self._test) / len(self._test),
+        }
+        if self.train_fraction is not None:
+            about["train_fraction"] = self.train_fraction
+        if self.skipped:
+            about["skipped"] = self.skipped[:SKIPPED_SHOWN]
+        return about
 
     def fingerprint(self, seed: int) -> str:
         """Hex digest of every row of both splits: equal rows from hub and files have the same."""
@@ -116,6 +180,34 @@ class DatasetRows:
         return self._test
 
 
+def _parted(groups: Sequence[Hashable], count: int, seed: int) -> tuple[list[int], list[int]]:
+    """(Numbers of at least ``count`` rows drawn by the seed, the others in order): whole groups on either side."""
+    members: dict[Hashable, list[int]] = {}
+    for number, group in enumerate(groups):
+        members.setdefault(group, []).append(number)
+    in_order, drawn = list(members.values()), list[int]()
+    for place in _order(seed, 0, len(in_order)):
+        if len(drawn) >= count:
+            break
+        drawn += in_order[place]
+    taken = set(drawn)
+    return drawn, [number for number in range(len(groups)) if number not in taken]
+
+
+def _carved(
+    rows: list[list[Example]], fraction: float, dataset: Dataset
+) -> tuple[list[list[Example]], list[list[Example]]]:
+    """Published test rows as (training rows, test rows): rows with the same passage, or question, stay together."""
+    texts = [examples[0].context or examples[0].question for examples in rows]
+    drawn, others = _parted(texts, round(fraction * len(rows)), CARVE_SEED)
+    if not drawn or not others:
+        raise BadInput(
+            f"task.train_fraction={fraction}: {dataset.name}/{dataset.test} has {len(rows)} rows on {len(set(texts))} "
+            f"texts, which gives {len(drawn)} to train on and {len(others)} to test. Take another share."
+        )
+    return [rows[number] for number in sorted(drawn)], [rows[number] for number in others]
+
+
 @lru_cache(maxsize=4)
 def _order(seed: int, epoch: int, size: int) -> list[int]:
     """A permutation of 0..size-1 drawn from (seed, epoch)."""
@@ -127,29 +219,70 @@ def open_task(config: FinetuneConfig) -> GeneratedRows | DatasetRows:
     """The rows that a config names; read once a process. Raises ``BadInput`` for rows that are missing or broken."""
     world = config.world if config.embedded else None
     root = config.data.root if config.data.source is Source.files else None
-    return _open_task(config.task.name, config.data.source, root, world)
+    return _open_task(
+        config.task.name, config.data.source, root, world, config.task.train_fraction, config.data.on_bad_row
+    )
 
 
 @lru_cache(maxsize=8)
-def _open_task(name: str, source: Source, root: str | None, world: WorldConfig | None) -> GeneratedRows | DatasetRows:
+def _open_task(
+    name: str,
+    source: Source,
+    root: str | None,
+    world: WorldConfig | None,
+    train_fraction: float | None = None,
+    on_bad_row: OnBadRow = OnBadRow.error,
+) -> GeneratedRows | DatasetRows:
     task = TASKS[name]
     if world is not None and world.kind not in task.worlds:
         fit = {"count": "count16, count20, count24", "relay": "relay", "english": "english"}
-        allowed = ", ".join(fit[kind] for kind in task.worlds)
-        raise BadInput(f"task={name} has no rows in world={world.name}; allowed are {allowed}.")
+        allowed = f"allowed are {', '.join(fit[kind] for kind in task.worlds)}" if task.worlds else "type data=hub"
+        raise BadInput(f"task={name} has no rows in world={world.name}; {allowed}.")
     if world is not None and world.kind != "english":
+        if train_fraction is not None:
+            raise BadInput(f"task.train_fraction={train_fraction}: training rows of task={name} are generated.")
         return GeneratedRows(task, world)
     if task.dataset is None:
         raise BadInput(f"task={name} has no rows in data={source.value}; its rows are generated: type data=embedded.")
-    train, test = (_read(task.dataset, split, source, root, world) for split in (task.dataset.train, task.dataset.test))
-    return DatasetRows(task, train, test)
+    read = partial(_read, task.dataset, source=source, root=root, world=world)
+    train, test = _train_split(task.dataset, root, train_fraction), read(task.dataset.test)
+    companion = task.dataset.companion
+    if companion is not None and root is not None and files.has_split(_folder(root), task.dataset.name, companion):
+        test = _beside(test, read(companion))
+    return DatasetRows(task, None if train is None else read(train), test, train_fraction, on_bad_row)
+
+
+def _train_split(dataset: Dataset, root: str | None, train_fraction: float | None) -> str | None:
+    """The training split, where it is to be had. Raises ``BadInput`` unless there is that or ``train_fraction``."""
+    split = dataset.train
+    there = split is not None and (root is None or files.has_split(_folder(root), dataset.name, split))
+    if there and train_fraction is not None:
+        raise BadInput(
+            f"task.train_fraction={train_fraction}: {dataset.name} has rows to train on in its split {split}. Leave "
+            "the option out; it is for a dataset without them."
+        )
+    if not there and train_fraction is None:
+        carve = f"task.train_fraction=0.8 to train on that share of the {dataset.test} rows and to test on the others"
+        if split is None or root is None:
+            raise BadInput(f"{dataset.name} has no training split. Type {carve}.")
+        try:
+            files.split_files(_folder(root), dataset.name, split)
+        except BadInput as error:
+            if not files.has_split(_folder(root), dataset.name, dataset.test):
+                raise
+            raise BadInput(f"{error} Or type {carve}.") from None
+    return split if there else None
+
+
+def _folder(root: str) -> Path:
+    return Path(root).expanduser()
 
 
 def _read(
     dataset: Dataset, split: str, source: Source, root: str | None, world: WorldConfig | None
 ) -> Iterator[files.Located]:
     if root is not None:
-        yield from files.read_split(Path(root).expanduser(), dataset.name, split)
+        yield from files.read_split(_folder(root), dataset.name, split)
         return
     if source is Source.hub:
         where, rows = dataset.hub_id, hub.load_split(dataset.hub_id, dataset.subset, dataset.revision, split)
@@ -160,10 +293,21 @@ def _read(
         yield files.Located(row, f"{where}, {dataset.name}/{split}, row {number}")
 
 
-def _to_example(task: Task, located: files.Located) -> Example:
+def _beside(rows: Iterable[files.Located], companions: Iterable[files.Located]) -> Iterator[files.Located]:
+    """Each row with the fields of its companion. Raises ``BadInput`` where either has no more rows than the other."""
+    for row, companion in zip_longest(rows, companions):
+        if row is None or companion is None:
+            lone, other = (companion, "row") if row is None else (row, "companion")
+            raise BadInput(f"{lone.where} has no {other}: the two files have to have the same number of rows.")
+        yield files.Located({**companion.row, **row.row}, f"{row.where} with {companion.where}")
+
+
+def _unfolded(task: Task, located: files.Located) -> list[tuple[Row, Example]]:
+    """The rows that a published row stands for, and their examples."""
     assert task.dataset is not None
     row = files.require_fields(located, task.dataset.fields)
     try:
-        return task.to_example(row)
+        rows = [row] if task.dataset.unfold is None else task.dataset.unfold(row)
+        return [(each, task.to_example(each)) for each in rows]
     except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
         raise BadInput(f"{located.where} does not fit task={task.name}: {error}") from None

@@ -10,10 +10,12 @@
     Answer: complete job
 
 The answer is the option's text, without its letter, and only that text is right: "complete the job" scores 0. Picking
-a line blindly has chance .2. In about one row of eighty the same text stands on two lines; those rows stay.
+a line blindly has chance .2. In about one row of eighty the same text stands on two lines; those rows stay. The
+answers to the test split are not published: scored on the validation split.
 """
 
 from pausebench.tasks.base import Dataset, Example, Row, Task
+from pausebench.tasks.fields import all_spoken, text
 
 
 def to_example(row: Row) -> Example:
@@ -22,18 +24,13 @@ def to_example(row: Row) -> Example:
     Raises ValueError where a field is not text, where labels and texts do not pair up, or where ``answerKey`` is no
     label (in the hub's test split it is empty: those answers were never published).
     """
-    question, key = row["question"], row["answerKey"]
+    question, key = text(row, "question"), row["answerKey"]
     labels, texts = row["choices"]["label"], row["choices"]["text"]
-    if not isinstance(question, str):
-        raise ValueError(f"question is {question!r}, which is not text.")
     if not isinstance(labels, list) or not isinstance(texts, list) or len(labels) != len(texts):
         raise ValueError(f"choices.label is {labels!r} and choices.text is {texts!r}: not two lists of one length.")
-    for text in texts:
-        if not isinstance(text, str) or not text.strip():
-            raise ValueError(f"choices.text has {text!r}, which is not an option in words.")
+    options = all_spoken(texts, "choices.text")
     if key not in labels:
         raise ValueError(f"answerKey is {key!r}, and choices.label has only {labels!r}.")
-    options = [text.strip() for text in texts]
     answer = options[labels.index(key)]
     lines = "\n".join(f"- {option}" for option in options)
     return Example(f"Question: {question.strip()}\nOptions:\n{lines}\nAnswer:", f" {answer}", (answer,))

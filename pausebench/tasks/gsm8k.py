@@ -13,6 +13,7 @@ whole solution, which moves long before the number is right.
 import re
 
 from pausebench.tasks.base import Dataset, Example, Row, Task
+from pausebench.tasks.fields import text
 
 CALCULATOR_MARK = re.compile(r"<<[^<>]*>>")
 FINAL_LINE = re.compile(r"####.*[0-9].*")
@@ -23,14 +24,11 @@ def to_example(row: Row) -> Example:
 
     Raises ValueError where a field is not text, or where the solution does not end in "#### number".
     """
-    for field in ("question", "answer"):
-        if not isinstance(row[field], str):
-            raise ValueError(f"{field} is {row[field]!r}, which is not text.")
-    solution = CALCULATOR_MARK.sub("", row["answer"]).strip()
+    solution = CALCULATOR_MARK.sub("", text(row, "answer")).strip()
     final_line = solution.rpartition("\n")[2]
     if not FINAL_LINE.fullmatch(final_line):
         raise ValueError(f'answer ends in {final_line!r}, and its last line should read "#### number".')
-    return Example(f"Question: {row['question'].strip()}\nAnswer:", f" {solution}", (solution,))
+    return Example(f"Question: {text(row, 'question').strip()}\nAnswer:", f" {solution}", (solution,))
 
 
 GSM8K = Task(

@@ -55,6 +55,13 @@ MAKERS: dict[str, Callable[[int], Row]] = {
         "choices": {"label": ["A", "B"], "text": [f"word {number}", f"word {number + 1}"]},
         "answerKey": "AB"[number % 2],
     },
+    "hellaswag": lambda number: {
+        "activity_label": "Waiting",
+        "ctx_a": f"It is number {number}.",
+        "ctx_b": "it",
+        "endings": [f"ends in {number} {'so ' * (number % 5)}{word}." for word in ("a", "b", "c", "d")],
+        "label": str(number % 4),
+    },
 }
 
 

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import copy
-import gzip
-import json
-import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 import pytest
+from golden import GOLDEN, SCORED, TEXT_TASKS
 
 from pausebench.data.embedded import TEST_SEED, build_world
 from pausebench.evaluation.metrics import METRICS
 from pausebench.groups import WorldConfig
-from pausebench.tasks import TASKS, Example, Task
+from pausebench.tasks import TASKS, Task
+from pausebench.tasks.coqa import turns
 
 Worlds = Callable[[str], WorldConfig]
 ANSWERS: dict[str, Callable[[list[int]], str]] = {
@@ -28,72 +26,6 @@ ANSWERS: dict[str, Callable[[list[int]], str]] = {
 }
 QUESTIONS = {"parity": "PAR", "mod3": "M3", "majority": "MAJ"}
 WORLD_TASKS = [*ANSWERS, "relay"]
-TEXT_TASKS = ["squad", "gsm8k", "commonsense_qa"]
-
-# One row of each task and the prompt it has to give, to the letter: a change here is a new version of the task.
-# The rows of the text tasks are published ones.
-GOLDEN: dict[str, tuple[dict[str, Any], Example]] = {
-    "parity": ({"bits": "1 0 0 1 1"}, Example("1 0 0 1 1 PAR", "odd", ("odd",))),
-    "mod3": ({"bits": "1 0 0 1 1"}, Example("1 0 0 1 1 M3", "rest0", ("rest0",))),
-    "majority": ({"bits": "1 0 0 1 1"}, Example("1 0 0 1 1 MAJ", "more", ("more",))),
-    "relay": ({"symbols": "c a a f h b"}, Example("c a a f h b", "c a a f h b", ("c a a f h b",))),
-    "squad": (
-        {
-            "context": "A piece of paper was later found on which Luther had written his last statement. The statement "
-            'was in Latin, apart from "We are beggars," which was in German.',
-            "question": "What was later discovered written by Luther?",
-            "answers": {
-                "text": ["his last statement", "his last statement", "last statement"],
-                "answer_start": [61, 61, 65],
-            },
-        },
-        Example(
-            "Question: What was later discovered written by Luther?\nAnswer:",
-            " his last statement",
-            ("his last statement", "last statement"),
-            context="A piece of paper was later found on which Luther had written his last statement. The statement "
-            'was in Latin, apart from "We are beggars," which was in German.\n',
-        ),
-    ),
-    "gsm8k": (
-        {
-            "question": "A robe takes 2 bolts of blue fiber and half that much white fiber.  How many bolts in total "
-            "does it take?",
-            "answer": "It takes 2/2=<<2/2=1>>1 bolt of white fiber\n"
-            "So the total amount of fabric is 2+1=<<2+1=3>>3 bolts of fabric\n"
-            "#### 3",
-        },
-        Example(
-            "Question: A robe takes 2 bolts of blue fiber and half that much white fiber.  How many bolts in total "
-            "does it take?\n"
-            "Answer:",
-            " It takes 2/2=1 bolt of white fiber\nSo the total amount of fabric is 2+1=3 bolts of fabric\n#### 3",
-            ("It takes 2/2=1 bolt of white fiber\nSo the total amount of fabric is 2+1=3 bolts of fabric\n#### 3",),
-        ),
-    ),
-    "commonsense_qa": (
-        {
-            "question": "What do people aim to do at work?",
-            "choices": {
-                "label": ["A", "B", "C", "D", "E"],
-                "text": ["complete job", "learn from each other", "kill animals", "wear hats", "talk to each other"],
-            },
-            "answerKey": "A",
-        },
-        Example(
-            "Question: What do people aim to do at work?\n"
-            "Options:\n"
-            "- complete job\n"
-            "- learn from each other\n"
-            "- kill animals\n"
-            "- wear hats\n"
-            "- talk to each other\n"
-            "Answer:",
-            " complete job",
-            ("complete job",),
-        ),
-    ),
-}
 
 
 def indented(task: Task) -> list[str]:
@@ -107,12 +39,6 @@ def shown(task: Task) -> dict[str, str]:
     """The docstring's example of a world's task: its lines "prefix ...", "cue ..." and "target ..."."""
     lines = [line.split(maxsplit=1) for line in indented(task)]
     return {name: text.partition("...")[0].strip() for name, text in lines}
-
-
-def published(folder: Path, name: str, split: str) -> Iterator[dict[str, Any]]:
-    with gzip.open(folder / name / f"{split}.jsonl.gz", "rt", encoding="utf-8") as lines:
-        for line in lines:
-            yield json.loads(line)
 
 
 def test_every_task_is_tested() -> None:
@@ -143,7 +69,7 @@ def test_the_example_in_a_tasks_docstring_is_what_the_task_makes(name: str) -> N
 @pytest.mark.parametrize("name", TEXT_TASKS)
 def test_the_example_in_a_text_tasks_docstring_is_the_golden_one(name: str) -> None:
     """Up to the line breaks of the page."""
-    example = GOLDEN[name][1]
+    example = GOLDEN["lambada" if name == "lambada_openai" else name][1]  # two versions share the docstring
     assert " ".join(indented(TASKS[name])).split() == (example.prefix + example.target).split()
 
 
@@ -183,6 +109,7 @@ def test_chance_is_what_the_docstrings_say() -> None:
     assert [round(chance(name, 20, 8), 3) for name in ("parity", "mod3", "majority")] == [0.524, 0.333, 0.524]
     assert chance("relay", 24, 8) == 0.125
     assert chance("commonsense_qa", 0, 0) == 0.2
+    assert {name: chance(name, 0, 0) for name in SCORED} == {name: 1 / count for name, count in SCORED.items()}
     assert TASKS["squad"].chance is TASKS["gsm8k"].chance is None
 
 
@@ -198,64 +125,12 @@ def test_every_answer_can_be_read_and_given(name: str, world_config: Worlds) -> 
     assert len(world.tokenizer.encode(task.cue)) == len(task.cue.split())
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", [name for name in TASKS if name not in SCORED])
 def test_the_target_itself_has_full_marks(name: str) -> None:
     example = GOLDEN[name][1]
     assert TASKS[name].metrics
     for metric in TASKS[name].metrics:
         assert METRICS[metric](example.target, example.references) == 1.0
-
-
-@pytest.mark.parametrize("name", TEXT_TASKS)
-def test_every_published_row_makes_an_example(name: str, shared_data: Path) -> None:
-    """Prompts end where the answer begins, a row needs its declared fields only, and its own answer is right."""
-    task = TASKS[name]
-    assert task.dataset is not None
-    assert re.fullmatch("[0-9a-f]{40}", task.dataset.revision)
-    golden_row, golden_found = GOLDEN[name][0], False
-    for split in (task.dataset.train, task.dataset.test):
-        count = 0
-        for row in published(shared_data, task.dataset.name, split):
-            declared: dict[str, Any] = {}
-            for field in task.dataset.fields:
-                outer, _, inner = field.partition(".")
-                if inner:
-                    declared.setdefault(outer, {})[inner] = row[outer][inner]
-                else:
-                    declared[outer] = row[outer]
-            example = task.to_example(declared)
-            assert example == task.to_example(row)
-            assert example.prefix.endswith("\nAnswer:")
-            assert example.prefix == example.prefix.strip()
-            assert example.target == f" {example.references[0].strip()}"
-            assert len(set(example.references)) == len(example.references)
-            assert METRICS[task.metrics[0]](example.target, example.references) == 1.0
-            golden_found |= all(row[field] == value for field, value in golden_row.items())
-            count += 1
-        assert count > 500
-    assert golden_found
-
-
-def test_the_answers_of_published_rows_are_the_publishers(shared_data: Path) -> None:
-    for row in published(shared_data, "squad", "validation"):
-        example = TASKS["squad"].to_example(row)
-        assert set(example.references) == set(row["answers"]["text"])
-        assert example.prefix.startswith(row["context"].strip())
-    for row in published(shared_data, "gsm8k", "test"):
-        example = TASKS["gsm8k"].to_example(row)
-        assert example.target.split("####")[1] == row["answer"].split("####")[1]
-        assert "<<" not in example.target and ">>" not in example.target
-        pieces = [piece.partition(">>")[2] or piece for piece in row["answer"].split("<<")]
-        assert example.target == " " + "".join(pieces)
-    for row in published(shared_data, "commonsense_qa", "validation"):
-        example = TASKS["commonsense_qa"].to_example(row)
-        assert example.target.strip() == row["choices"]["text"]["ABCDE".index(row["answerKey"])]
-        assert [line[2:] for line in example.prefix.splitlines()[2:-1]] == row["choices"]["text"]
-
-
-def test_two_calculator_marks_in_one_line_leave_the_text_between_them() -> None:
-    row = {"question": "How many?", "answer": "2+1=<<2+1=3>>3 and 3+4=<<3+4=7>>7\n#### 7"}
-    assert TASKS["gsm8k"].to_example(row).target == " 2+1=3 and 3+4=7\n#### 7"
 
 
 @pytest.mark.parametrize(
@@ -277,11 +152,40 @@ def test_two_calculator_marks_in_one_line_leave_the_text_between_them() -> None:
         ("commonsense_qa", {"choices": {"label": ["A", "B"], "text": ["bank"]}}, r"choices\.label is \['A', 'B'\]"),
         ("commonsense_qa", {"choices": {"label": "AB", "text": ["bank", "mall"]}}, r"choices\.label is 'AB'"),
         ("commonsense_qa", {"choices": {"label": ["A", "B"], "text": ["bank", ""]}}, r"choices\.text has ''"),
+        ("lambada", {"text": None}, r"text is None"),
+        ("lambada", {"text": ""}, r"text is '': .* it has none"),
+        ("lambada", {"text": " word "}, r"text is ' word '"),
+        ("web_questions", {"question": None}, r"question is None"),
+        ("web_questions", {"answers": []}, r"answers is \[\]"),
+        ("web_questions", {"answers": "Padmé"}, r"answers is 'Padmé'"),
+        ("web_questions", {"answers": ["Padmé", None]}, r"answers has None"),
+        ("natural_questions", {"question": 3}, r"question is 3"),
+        ("natural_questions", {"answer": ["1972", "\u00a0"]}, r"answer has '\\xa0'"),
+        ("coqa", {"story": None}, r"story is None"),
+        ("coqa", {"questions": ["a?", "b?"]}, r"answers\.input_text is .* not a list of 2"),
+        ("coqa", {"questions": []}, r"questions is \[\]"),
+        ("coqa", {"questions": ["a?", None, "c?"]}, r"questions has None"),
+        ("coqa", {"answers": {"input_text": ["x", " ", "y"]}}, r"answers\.input_text has ' '"),
+        ("piqa", {"goal": None}, r"goal is None"),
+        ("piqa", {"sol1": ""}, r"sol1 has ''"),
+        ("piqa", {"sol2": None}, r"sol2 has None"),
+        ("piqa", {"label": 2}, r"label is 2; allowed are 0, 1"),
+        ("piqa", {"label": -1}, r"label is -1"),
+        ("piqa", {"label": True}, r"label is True"),
+        ("hellaswag", {"label": "4"}, r"label is '4'; allowed are 0, 1, 2, 3"),
+        ("hellaswag", {"label": ""}, r"label is ''"),
+        ("hellaswag", {"ctx_b": None}, r"ctx_b is None"),
+        ("hellaswag", {"activity_label": 1}, r"activity_label is 1"),
+        ("hellaswag", {"endings": ["a", "b", "c"]}, r"endings is \['a', 'b', 'c'\], which is not a list of 4"),
+        ("hellaswag", {"endings": ["a", "b", "c", "[step]"]}, r"endings is .*brackets"),
     ],
 )
 def test_a_row_that_makes_no_sense_is_refused_by_its_field(name: str, change: dict[str, Any], message: str) -> None:
+    row = {**GOLDEN[name][0], **change}
     with pytest.raises(ValueError, match=message):
-        TASKS[name].to_example({**GOLDEN[name][0], **change})
+        if name == "coqa":
+            row = list(turns({field: value for field, value in row.items() if field != "references"}))[-1]
+        TASKS[name].to_example(row)
 
 
 def test_the_prompt_hash_tells_prompts_apart() -> None:

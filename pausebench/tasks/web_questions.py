@@ -1,0 +1,36 @@
+"""WebQuestions: answer a question from a search engine's log, with nothing to read (the paper's exact match).
+
+    Question: what character did natalie portman play in star wars?
+    Answer: Padmé Amidala
+
+Training says the first of the published answers, and every one of them counts as right, by SQuAD's rules for case,
+punctuation and articles: many questions ask for a list, and each member of the list is an answer. Scored on the test
+split.
+"""
+
+from pausebench.tasks.base import Dataset, Example, Row, Task
+from pausebench.tasks.fields import all_spoken, distinct, text
+
+
+def to_example(row: Row) -> Example:
+    """The question and its answers, each once. Raises ValueError where a field is not text or an answer is blank."""
+    references = distinct(all_spoken(row["answers"], "answers"))
+    return Example(f"Question: {text(row, 'question').strip()}\nAnswer:", f" {references[0]}", references)
+
+
+WEB_QUESTIONS = Task(
+    name="web_questions",
+    version=1,
+    to_example=to_example,
+    metrics=("squad_exact_match", "squad_f1"),
+    worlds=("english",),
+    dataset=Dataset(
+        name="web_questions",
+        hub_id="stanfordnlp/web_questions",
+        subset=None,
+        revision="0e473cbe21d1e91ec18da343644498be6a3f5454",
+        train="train",
+        test="test",
+        fields=("question", "answers"),
+    ),
+)
