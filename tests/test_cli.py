@@ -297,9 +297,8 @@ def test_every_configuration_file_composes(file: str) -> None:
         "result": ["reproduce", f"result={name}"],
     }.get(group, ["pretrain", f"{group}={name}"])
     if group == ".":
-        line = {"finetune": ["finetune", "task=parity"], "reproduce": ["reproduce", "result=demo"]}.get(
-            name, [name if name in COMMANDS else "pretrain"]
-        )
+        needed = {"finetune": ["task=parity"], "show": ["task=parity"], "reproduce": ["result=demo"]}
+        line = [name, *needed.get(name, [])] if name in COMMANDS else ["pretrain"]
     with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
         composed = compose(line[0], [*line[1:], *(["run=x"] if line[0] == "evaluate" else [])])
         cli.to_config(line[0], composed, line[1:])

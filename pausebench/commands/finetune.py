@@ -63,7 +63,7 @@ def run(config: FinetuneConfig) -> dict[str, Any]:
 def say_skipped(rows: GeneratedRows | DatasetRows, progress: Progress) -> None:
     """One line where rows were left out because they do not fit the task."""
     if rows.skipped:
-        progress.say(f"{len(rows.skipped)} rows are left out (data.on_bad_row=skip), the first: {rows.skipped[0]}")
+        progress.say(f"rows left out (data.on_bad_row=skip): {len(rows.skipped)}, the first: {rows.skipped[0]}")
 
 
 def open_batches(

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from pausebench.data.english import EnglishWorld
-from pausebench.groups import WorldConfig
+from pausebench.data.task_rows import _open_task
+from pausebench.groups import Source, WorldConfig
 from pausebench.tasks import TASKS
 
 pytest.importorskip("datasets")
@@ -133,6 +134,73 @@ def test_a_whole_run_from_the_hub_equals_the_one_from_files(mirror: Any, files: 
     assert from_hub == from_files
 
 
+def published_like(name: str, number: int) -> dict[str, Any]:
+    """A row in the hub's schema of the task, WikiHow's marks of HellaSwag among it."""
+    question = f"what is number {number} of them"
+    return {
+        "lambada": {"text": f"they counted to {number} , and then to {number}", "domain": None},
+        "lambada_openai": {"text": f'They counted {number} lamps.\n\n"To {number}'},
+        "web_questions": {"url": "x", "question": f"{question}?", "answers": [f"{number}", f"no. {number}"]},
+        "natural_questions": {"question": question, "answer": [f"{number}"]},
+        "coqa": {
+            "source": "x",
+            "story": f"Story {number}.",
+            "questions": ["Which?", "Why?"],
+            "answers": {"input_text": [f"{number}", "unknown"], "answer_start": [6, -1], "answer_end": [8, -1]},
+        },
+        "piqa": {"goal": question, "sol1": f"{number}", "sol2": "none", "label": number % 2},
+        "hellaswag": {
+            "ind": number,
+            "activity_label": "Waiting",
+            "ctx_a": f"[header] How to wait [title] Count to {number}. [step] Then go on.",
+            "ctx_b": "",
+            "ctx": "",
+            "endings": [f"It takes {number} {word}. [substeps] Rest." for word in ("days", "years", "lamps", "turns")],
+            "label": f"{number % 4}",
+        },
+    }[name]
+
+
+def test_rows_of_the_other_tasks_are_the_same_from_hub_and_files(tmp_path: Path) -> None:
+    """Equal fingerprints, also where the hub's text still has the marks that local rows have lost."""
+    names = ["lambada", "lambada_openai", "web_questions", "natural_questions", "coqa", "piqa", "hellaswag"]
+    fractions = {"lambada_openai": 0.7}
+    local: dict[str, str] = {}
+    with hub_mirror.HubMirror() as mirror:
+        for name in names:
+            dataset = TASKS[name].dataset
+            assert dataset is not None
+            splits = {split: range(start, start + 60) for start, split in enumerate((dataset.train, dataset.test))}
+            rows = {split: [published_like(name, n) for n in numbers] for split, numbers in splits.items() if split}
+            files = [f"  - {{split: {split}, path: data/{split}.jsonl.gz}}" for split in rows]
+            card = "\n".join(
+                ["---", "configs:", f"- config_name: {dataset.subset or 'default'}", "  data_files:", *files]
+            )
+            content = {f"data/{split}.jsonl.gz": jsonl_gz(lines) for split, lines in rows.items()}
+            revision = None if dataset.revision == "main" else dataset.revision
+            mirror.commit("datasets", dataset.hub_id, {"README.md": f"{card}\n---\n".encode(), **content}, revision)
+            folder = tmp_path / "data" / dataset.name
+            folder.mkdir(parents=True)
+            for split, lines in rows.items():
+                local_text = "".join(json.dumps(row) + "\n" for row in lines)
+                if name == "hellaswag":
+                    local_text = local_text.replace("[header] ", "").replace(" [title]", ".")
+                    local_text = local_text.replace("[step] ", "").replace("[substeps] ", "")
+                (folder / f"{split}.jsonl").write_text(local_text)
+            opened = _open_task(name, Source.files, str(tmp_path / "data"), None, fractions.get(name))
+            local[name] = opened.fingerprint(0)
+        code = (
+            "import json\nfrom pausebench.data.task_rows import _open_task\nfrom pausebench.groups import Source\n"
+            f"names, share = {names!r}, {fractions!r}.get\n"
+            "opened = {name: _open_task(name, Source.hub, None, None, share(name)) for name in names}\n"
+            "print(json.dumps({name: rows.fingerprint(0) for name, rows in opened.items()}))"
+        )
+        done = hub_mirror.run_with_hub(mirror, tmp_path / "home", code, USE_TORCH="0")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == local
+    assert len(set(local.values())) == len(names)
+
+
 def test_without_a_network_the_message_offers_files_and_embedded(tmp_path: Path) -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
@@ -153,9 +221,6 @@ def test_without_a_network_the_message_offers_files_and_embedded(tmp_path: Path)
 
 
 def test_embedded_rows_and_the_same_rows_in_files_have_one_fingerprint(tmp_path: Path) -> None:
-    from pausebench.data.task_rows import _open_task
-    from pausebench.groups import Source
-
     world = WorldConfig(name="english", kind="english", sequence_length=128)
     (tmp_path / "gsm8k").mkdir()
     for split in ("train", "test"):

@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -71,6 +72,22 @@ def test_the_example_in_a_text_tasks_docstring_is_the_golden_one(name: str) -> N
     """Up to the line breaks of the page."""
     example = GOLDEN["lambada" if name == "lambada_openai" else name][1]  # two versions share the docstring
     assert " ".join(indented(TASKS[name])).split() == (example.prefix + example.target).split()
+
+
+@pytest.mark.parametrize("name", TEXT_TASKS)
+def test_the_table_in_the_docs_says_what_the_task_says(name: str) -> None:
+    table = (Path(__file__).parents[2] / "docs" / "tasks.md").read_text()
+    line = next(line for line in table.splitlines() if line.startswith(f"| `{name}` |"))
+    _, _, kind, metrics, train, test, hub_id, revision, _ = (cell.strip() for cell in line.split("|"))
+    task = TASKS[name]
+    assert task.dataset is not None
+    assert kind == (f"scored, of {SCORED[name]}" if task.scored else "decoded")
+    assert metrics == ", ".join(f"`{metric}`" for metric in task.metrics)
+    assert train == (task.dataset.train or f"a share of {task.dataset.test}")
+    assert test == (task.dataset.test if task.dataset.train else f"the rest of {task.dataset.test}")
+    assert hub_id.startswith(f"`{task.dataset.hub_id}`")
+    pinned = task.dataset.revision != "main"
+    assert revision == (f"`{task.dataset.revision[:7]}`" if pinned else "branch `main`")
 
 
 @pytest.mark.parametrize("name", ANSWERS)
