@@ -11,14 +11,16 @@ from typing import Any
 import pytest
 from scipy import stats
 
-from pausebench.data.english import FRIENDS, PEOPLE, TEST_SPLITS, TOWN_ATTRIBUTES, TOWNS, EnglishWorld
+from pausebench.data.english import EnglishWorld
+from pausebench.data.english_material import FRIENDS, PEOPLE, TOWN_ATTRIBUTES, TOWNS
+from pausebench.data.english_rows import SPLITS
 from pausebench.errors import BadInput
 
 WORLD = EnglishWorld(None)
 
 
 def both_splits(dataset: str) -> list[dict[str, Any]]:
-    return WORLD.rows(dataset, "train") + WORLD.rows(dataset, TEST_SPLITS[dataset])
+    return WORLD.rows(dataset, SPLITS[dataset][0]) + WORLD.rows(dataset, SPLITS[dataset][-1])
 
 
 def sha256(text: str) -> str:
@@ -71,7 +73,7 @@ def test_taking_rows_out_of_the_list_leaves_the_split_as_it_was() -> None:
 
 @pytest.mark.parametrize(
     ("dataset", "split", "message"),
-    [("coqa", "train", "squad, gsm8k, commonsense_qa"), ("gsm8k", "validation", "train, test")],
+    [("boolq", "train", "squad, gsm8k, commonsense_qa, lambada"), ("gsm8k", "validation", "train, test")],
 )
 def test_a_dataset_or_split_that_is_not_there_is_refused_with_those_that_are(
     dataset: str, split: str, message: str
