@@ -249,14 +249,15 @@ class Step(NamedTuple):
 class Sum(NamedTuple):
     """A word problem with its numbers and names: what is told, two ways to ask, the steps of its solution."""
 
+    problem: Problem
     told: str
     asked: tuple[str, str]
     steps: list[Step]
 
 
-def draw_sum(draw: Draws) -> Sum:
-    """A problem over random numbers, people and goods."""
-    problem = draw.choice(PROBLEMS)
+def draw_sum(draw: Draws, problem: Problem | None = None) -> Sum:
+    """A problem, any or this one, over random numbers, people and goods."""
+    problem = problem or draw.choice(PROBLEMS)
     values = {}
     for name, limits in zip("abc", problem.ranges.split(), strict=False):
         low, high = limits.split("-")
@@ -271,7 +272,7 @@ def draw_sum(draw: Draws) -> Sum:
         said = sentence.format(**words, x="{}")
         steps.append(Step(f"{p}{sign}{q}", values["x"], f"{said[0].upper()}{said[1:]}."))
     first, second = (wording.format(**words) for wording in problem.asked)
-    return Sum(f"{problem.told}.".format(**words), (first, second), steps)
+    return Sum(problem, f"{problem.told}.".format(**words), (first, second), steps)
 
 
 def for_test(text: str) -> bool:

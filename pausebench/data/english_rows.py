@@ -1,7 +1,8 @@
 """Rows of the English world in the schemas of nine real tasks; the docstring of what makes them shows one.
 
-Invariant: no story or sum (``for_test``) and no fact of a person or town (``Fact.held_out``) that is asked about in a
-test split is asked about in the training split of the same dataset; the rows are the same for every run.
+Invariant: no story, question about a sum (``for_test``) or fact (``Fact.held_out``) that is asked about in a test split
+is asked about in the training split of the same dataset (nq_open's second steps apart: they are facts of towns); the
+rows are the same for every run.
 """
 
 from __future__ import annotations
@@ -94,7 +95,7 @@ def _squad_row(draw: Draws) -> tuple[str, Row]:
 
 def gsm8k_row(draw: Draws) -> Row:
     """Mara has 3 pears and buys 4 more. How many pears does Mara have now?   Mara has 3+4=<<3+4=7>>7 pears.  #### 7"""
-    told, asked, steps = draw_sum(draw)
+    _, told, asked, steps = draw_sum(draw)
     lines = [
         sentence.format(f"{calculation}=<<{calculation}={result}>>{result}") for calculation, result, sentence in steps
     ]
@@ -267,17 +268,15 @@ def _in_place(choices: Sequence[Choice], stream: str) -> Iterator[tuple[Row, lis
 def _solutions(draw: Draws, count: int) -> tuple[str, str, list[str]]:
     """What a sum tells, what is asked, and ``count`` sentences that solve it, the first one rightly.
 
-    The numbers are evenly spaced, and the right one has any rank among them equally often. What is told decides how it
-    is asked: asked in two ways it could be a row for training and one for the test.
+    The wrong numbers are results of the same problem over other numbers: none is a better guess than another. What is
+    told decides how it is asked: asked in two ways it could be a row for training and one for the test.
     """
-    while (drawn := draw_sum(draw)).steps[-1].result < count:
-        continue
-    _, right, sentence = drawn.steps[-1]
-    space = draw.choice([space for space in (1, 2, 3) if space * (count - 1) <= right])
-    lowest = right - space * draw.number(0, count - 1)
-    wrong = [number for number in range(lowest, lowest + space * count, space) if number != right]
-    numbers = [right, *draw.sample(wrong, len(wrong))]
-    return drawn.told, drawn.asked[len(drawn.told) % 2], [sentence.format(number) for number in numbers]
+    problem, told, asked, steps = draw_sum(draw)
+    numbers = [steps[-1].result]
+    while len(numbers) < count:
+        if (result := draw_sum(draw, problem).steps[-1].result) not in numbers:
+            numbers.append(result)
+    return told, asked[len(told) % 2], [steps[-1].sentence.format(number) for number in numbers]
 
 
 def _piqa_sum(draw: Draws) -> tuple[str, Choice]:

@@ -72,10 +72,10 @@ def is_chance(count: int, total: int, chance: float) -> bool:
         ("nq_open", "validation", 500, "79bac4c14e7f3ef7"),
         ("coqa", "train", 2250, "1e2c19c32dbd13e7"),
         ("coqa", "validation", 140, "94469d01f0f313e8"),
-        ("piqa", "train", 8000, "47e83e39d2349141"),
-        ("piqa", "validation", 500, "c25d61da748a6924"),
-        ("hellaswag", "train", 8000, "e400214489c20be2"),
-        ("hellaswag", "validation", 500, "1f9f3a3146ec5370"),
+        ("piqa", "train", 8000, "870715bc060e47c6"),
+        ("piqa", "validation", 500, "f5c53e41909c6017"),
+        ("hellaswag", "train", 8000, "9e24e3a87216becf"),
+        ("hellaswag", "validation", 500, "1a94b3c2c25ec452"),
     ],
 )
 def test_the_rows_are_these(dataset: str, split: str, rows: int, digest: str) -> None:
@@ -372,6 +372,12 @@ def told(question: str) -> str:
     return question.partition(". ")[0]
 
 
+@pytest.mark.parametrize(("dataset", "field"), [("piqa", "goal"), ("hellaswag", "ctx")])
+def test_a_sum_is_asked_about_in_one_way_so_that_it_is_in_one_split(dataset: str, field: str) -> None:
+    questions = [row[field] for row in both_splits(dataset) if is_sum(row[field])]
+    assert len({told(question) for question in questions}) == len(questions) > 2600
+
+
 @pytest.mark.parametrize("split", SPLITS["piqa"])
 def test_a_piqa_label_cannot_be_told_from_the_solutions(split: str) -> None:
     rows = WORLD.rows("piqa", split)
@@ -380,6 +386,27 @@ def test_a_piqa_label_cannot_be_told_from_the_solutions(split: str) -> None:
     larger = sum(number(right) > number(wrong) for right, wrong in sums)
     assert is_chance(larger, len(sums), 1 / 2)
     assert len(sums) / len(rows) == pytest.approx(1 / 3, abs=0.01)
+
+
+@pytest.mark.parametrize(("dataset", "field", "chance"), [("piqa", "goal", 1 / 2), ("hellaswag", "ctx", 1 / 4)])
+def test_how_often_a_number_was_right_elsewhere_tells_nothing_about_a_sum(
+    dataset: str, field: str, chance: float
+) -> None:
+    choices = []
+    for row in both_splits(dataset):
+        if is_sum(row[field]):
+            texts = row["endings"] if dataset == "hellaswag" else [row["sol1"], row["sol2"]]
+            choices.append(([number(text) for text in texts], int(row["label"])))
+    seen, right = Counter[int](), Counter[int]()
+    half = len(choices) // 2
+    for numbers, label in choices[:half]:
+        seen.update(numbers)
+        right[numbers[label]] += 1
+    hits = 0
+    for numbers, label in choices[half:]:
+        shares = [right[value] / max(1, seen[value]) for value in numbers]
+        hits += shares.index(max(shares)) == label
+    assert is_chance(hits, len(choices) - half, chance)
 
 
 def number(sentence: str) -> int:
@@ -430,7 +457,6 @@ def test_a_hellaswag_label_cannot_be_told_from_the_endings(split: str) -> None:
         kinds[row["activity_label"], row["label"]] += 1
         if row["activity_label"] == "Sums":
             numbers = [number(ending) for ending in row["endings"]]
-            assert len({high - low for low, high in zip(sorted(numbers), sorted(numbers)[1:], strict=False)}) == 1
             ranks[sorted(numbers).index(numbers[int(row["label"])])] += 1
         else:
             columns = zip(*(ending.split() for ending in row["endings"]), strict=True)
