@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections import Counter
-from typing import Any
 
 import pytest
+from english_reader import (
+    CLAUSES,
+    WORLD,
+    answers_of,
+    asked_in,
+    attribute_of,
+    both_splits,
+    for_test,
+    read_passage,
+    sha256,
+    solve,
+    stated_facts,
+)
 from scipy import stats
 
-from pausebench.data.english import FRIENDS, PEOPLE, TEST_SPLITS, TOWN_ATTRIBUTES, TOWNS, EnglishWorld
+from pausebench.data.english_material import FRIENDS, PEOPLE, TOWN_ATTRIBUTES, TOWNS
 from pausebench.errors import BadInput
-
-WORLD = EnglishWorld(None)
-
-
-def both_splits(dataset: str) -> list[dict[str, Any]]:
-    return WORLD.rows(dataset, "train") + WORLD.rows(dataset, TEST_SPLITS[dataset])
-
-
-def sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
 
 # The data's identity
 
@@ -71,7 +71,7 @@ def test_taking_rows_out_of_the_list_leaves_the_split_as_it_was() -> None:
 
 @pytest.mark.parametrize(
     ("dataset", "split", "message"),
-    [("coqa", "train", "squad, gsm8k, commonsense_qa"), ("gsm8k", "validation", "train, test")],
+    [("boolq", "train", "squad, gsm8k, commonsense_qa, lambada"), ("gsm8k", "validation", "train, test")],
 )
 def test_a_dataset_or_split_that_is_not_there_is_refused_with_those_that_are(
     dataset: str, split: str, message: str
@@ -95,11 +95,6 @@ def test_names_of_people_towns_and_lands_are_never_the_same_word() -> None:
     names = [*PEOPLE, *TOWNS, *TOWN_ATTRIBUTES[1].values]
     assert len(set(names)) == len(names) == 40 + 10 + 5
     assert set(FRIENDS) < set(PEOPLE)
-
-
-def asked_in(text: str) -> list[tuple[str, str]]:
-    """The questions of a document with the first line of their answers."""
-    return re.findall(r"Question: (.*)\nAnswer: (.*)", text)
 
 
 def test_documents_are_facts_stories_and_sums_and_most_have_questions() -> None:
@@ -127,47 +122,6 @@ def test_documents_never_ask_about_a_passage_or_sum_of_a_test_split() -> None:
             passages += 1
             assert not for_test(first)
     assert passages > 2000 and sums > 800
-
-
-def for_test(text: str) -> bool:
-    return int(hashlib.sha256(text.encode()).hexdigest()[:8], 16) % 16 == 0
-
-
-CLAUSES = {
-    "home": r"lives in (\w+)|has a home in (\w+)",
-    "trade": r"works as a (\w+)|earns money as a (\w+)",
-    "tool": r"uses a (\w+) for work|carries a (\w+)",
-    "food": r"likes to eat (\w+)|eats (\w+) every day",
-    "animal": r"keeps a (\w+)|has a pet (\w+)",
-    "sight": r"has a big (\w+)|is known for its (\w+)",
-    "land": r"lies in (\w+)|is a town of (\w+)",
-}
-# The first of these that is in a question tells what is asked.
-ASKED = {
-    "land": r" land\?| lie\?",
-    "sight": r"known for| big |sight",
-    "home": r" live\?|home",
-    "trade": r" work as\?|the work of|earn",
-    "tool": r"use| carry",
-    "food": r" eat|food",
-    "animal": r"keep\?| pet ",
-}
-
-
-def attribute_of(question: str) -> str:
-    return next(name for name, pattern in ASKED.items() if re.search(pattern, question))
-
-
-def stated_facts(documents: list[str]) -> dict[tuple[str, str], Counter[str]]:
-    """(subject, attribute) -> how often each value is stated, read from the text alone."""
-    facts: dict[tuple[str, str], Counter[str]] = {}
-    for sentence in (sentence for text in documents for sentence in re.split(r"\. |\.$|\.\n", text)):
-        subject, _, rest = sentence.partition(" ")
-        for clause in rest.split(" and "):
-            for attribute, pattern in CLAUSES.items():
-                if found := re.fullmatch(pattern, clause):
-                    facts.setdefault((subject, attribute), Counter())[found[found.lastindex or 0]] += 1
-    return facts
 
 
 def test_documents_state_every_fact_of_the_world_again_and_again_and_never_another() -> None:
@@ -262,20 +216,6 @@ def test_how_often_an_option_was_right_in_training_tells_nothing_about_the_test(
 
 # squad
 
-TOLD = r"On (?P<day>\w+) (?P<who>\w+) (?P<past>\w+) a (?P<thing>\w+) in (?P<place>\w+)"
-PAST = {"eat": "ate", "build": "built", "catch": "caught", "lose": "lost", "wear": "wore", "write": "wrote"}
-Event = dict[str, str]
-
-
-def read_passage(context: str) -> list[Event]:
-    """Who did what where and when, read from the passage alone."""
-    events: list[Event] = []
-    for sentence in context.removesuffix(".").split(". "):
-        found = re.fullmatch(TOLD, sentence)
-        assert found, sentence
-        events.append(found.groupdict())
-    return events
-
 
 def test_a_story_in_a_document_has_notes_or_questions_and_they_say_what_it_says() -> None:
     noted = asked = 0
@@ -292,25 +232,6 @@ def test_a_story_in_a_document_has_notes_or_questions_and_they_say_what_it_says(
             for note in found[1].split(", "):
                 assert any(sorted(note.split()) == sorted({**event, "past": ""}.values())[1:] for event in events)
     assert asked > 1000 and noted > 400
-
-
-def answers_of(question: str, events: list[Event]) -> list[str]:
-    """The answers of all events that fit the question."""
-
-    def about(event: Event, **wanted: str) -> bool:
-        return all(event[name] == value for name, value in wanted.items())
-
-    if found := re.fullmatch(r"Who (\w+) the (\w+)\?", question):
-        past, thing = found.groups()
-        return [event["who"] for event in events if about(event, past=past, thing=thing)]
-    if found := re.fullmatch(r"What did (\w+) (\w+)\?", question):
-        who, base = found.groups()
-        return [event["thing"] for event in events if about(event, who=who, past=PAST[base])]
-    found = re.fullmatch(r"(Where|When) did (\w+) (\w+) the (\w+)\?", question)
-    assert found, question
-    asked, who, base, thing = found.groups()
-    name = "place" if asked == "Where" else "day"
-    return [event[name] for event in events if about(event, who=who, past=PAST[base], thing=thing)]
 
 
 def test_a_squad_question_has_one_answer_in_its_passage_and_it_is_the_given_span() -> None:
@@ -361,20 +282,6 @@ def test_a_gsm8k_solution_is_right_and_uses_the_numbers_of_its_question() -> Non
             known.add(marked)
         assert final == f"#### {result}"
         assert result is not None and 0 <= result <= 99
-
-
-def solve(question: str) -> int:
-    """The answer from the words of the question, not from its solution."""
-    numbers = [int(number) for number in re.findall(r"\d+", question)]
-    if "boxes" in question:
-        numbers[:2] = [numbers[0] * numbers[1]]
-    if "times as many" in question:
-        return numbers[0] + numbers[0] * numbers[1]
-    if re.search("How many more|find more", question):
-        return numbers[0] - numbers[1]
-    if "gives" in question:
-        numbers[-1] *= -1
-    return sum(numbers)
 
 
 def test_a_gsm8k_answer_follows_from_the_words_of_the_question() -> None:
