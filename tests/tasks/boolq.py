@@ -1,0 +1,40 @@
+"""BoolQ: is it so, by the passage? Scored: yes or no, whichever is likelier.
+
+    Typewriters have had a dollar sign since 1880.
+    Question: was there a dollar sign on typewriters?
+    Answer: yes
+
+The row above is invented. The labels of the test split are not published: scored on the validation split.
+"""
+
+from pausebench.tasks.base import Dataset, Example, Row, Task
+from pausebench.tasks.fields import text
+
+
+def to_example(row: Row) -> Example:
+    """Raises ValueError where a field is not text, or the answer neither true nor false."""
+    if not isinstance(row["answer"], bool):
+        raise ValueError(f"answer is {row['answer']!r}; allowed are true and false.")
+    target = " yes" if row["answer"] else " no"
+    question = f"Question: {text(row, 'question').strip()}?\nAnswer:"
+    passage = f"{text(row, 'passage').strip()}\n"
+    return Example(question, target, (target.strip(),), candidates=(" yes", " no"), context=passage)
+
+
+BOOLQ = Task(
+    name="boolq",
+    version=1,
+    to_example=to_example,
+    metrics=("accuracy", "macro_f1"),
+    worlds=(),
+    scored=True,
+    dataset=Dataset(
+        name="boolq",
+        hub_id="google/boolq",
+        subset=None,
+        revision="main",
+        train="train",
+        test="validation",
+        fields=("question", "answer", "passage"),
+    ),
+)
