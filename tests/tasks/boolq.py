@@ -17,8 +17,7 @@ def to_example(row: Row) -> Example:
         raise ValueError(f"answer is {row['answer']!r}; allowed are true and false.")
     target = " yes" if row["answer"] else " no"
     question = f"Question: {text(row, 'question').strip()}?\nAnswer:"
-    passage = f"{text(row, 'passage').strip()}\n"
-    return Example(question, target, (target.strip(),), candidates=(" yes", " no"), context=passage)
+    return Example(question, target, (target.strip(),), (" yes", " no"), context=f"{text(row, 'passage').strip()}\n")
 
 
 BOOLQ = Task(
