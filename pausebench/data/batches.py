@@ -257,22 +257,23 @@ class DatasetBatches:
 
     A row with a long context is trained with one window of it, chosen by the row's number; ``truncated`` counts those.
     Rows whose question and answer alone do not fit are left out of their batch, so that every K trains on the same rows
-    in the same steps but for these; ``left_out`` counts them over the whole split.
+    in the same steps but for these; ``left_out`` counts them over the whole split. fitting: (prefix, target) of each
+    row of the split, None for those left out.
     """
 
     def __init__(self, rows: DatasetRows, layout: RowLayout, tokenizer: Tokenizer, limit: int) -> None:
         self._rows = rows
         self._layout = layout
         room = limit - layout.k - len(layout.cue)
-        self._fitting: list[tuple[Tokens, Tokens] | None] = []
+        self.fitting: list[tuple[Tokens, Tokens] | None] = []
         self.truncated = 0
         for number, example in enumerate(rows.encoded(tokenizer)):
             fitted = fit(example, room - len(example.target))
             whole = len(example.question) + len(example.target) <= room
             prefix = fitted.prefixes[number % len(fitted.prefixes)]
-            self._fitting.append((prefix, example.target) if whole else None)
+            self.fitting.append((prefix, example.target) if whole else None)
             self.truncated += whole and bool(fitted.cut)
-        self.left_out = self._fitting.count(None)
+        self.left_out = self.fitting.count(None)
 
     def batches(self, seed: int, batch_size: int) -> Batches:
         """Batches of ``batch_size`` examples."""
@@ -284,11 +285,11 @@ class DatasetBatches:
         return Batches(make, BLOCK_EXAMPLES // batch_size, lambda count: self._batch(self._rows.validation[:count]))
 
     def _batch(self, numbers: Sequence[int]) -> Batch:
-        fitting = [pair for number in numbers if (pair := self._fitting[number]) is not None]
+        fitting = [pair for number in numbers if (pair := self.fitting[number]) is not None]
         if not fitting:
             raise BadInput(
                 f"task={self._rows.task.name}: none of the {len(numbers)} rows of a batch fits; {self.left_out} of "
-                f"{len(self._fitting)} rows are too long. Pretrain with a longer sequence_length, or lower k."
+                f"{len(self.fitting)} rows are too long. Pretrain with a longer sequence_length, or lower k."
             )
         prefixes, targets = zip(*fitting, strict=True)
         return self._layout.packed_batch(EncodedExamples.of(prefixes, targets, self._layout.pad_id))
