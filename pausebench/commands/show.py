@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 
+from pausebench.commands.finetune import length_limit
+from pausebench.commands.runs import RANDOM
 from pausebench.config import ShowConfig
 from pausebench.data.batches import EncodedExamples, RowLayout
 from pausebench.data.lengths import encode, fit
@@ -34,35 +37,38 @@ def run(config: ShowConfig) -> dict[str, Any]:
         if not examples:
             raise BadInput(f"start={config.start}: task={task.name} has {total} here, numbered from 0.")
     layout = RowLayout.of(config, task, tokenizer)
-    longest = config.world.sequence_length if config.embedded else min(2048, config.model.max_positions)
-    room = max(longest, 1) - layout.k - len(layout.cue)
+    pretrained = config.world.sequence_length if config.embedded else min(2048, config.model.max_positions)
+    longest, _ = length_limit(config, replace(RANDOM, length=None if config.init == "random" else pretrained))
+    room = longest - layout.k - len(layout.cue)
     source = config.world.name if config.embedded else config.data.source.value
     print(
         f"{task.name}: {total} ({source}), tokenizer={config.tokenizer.kind.value}, K={layout.k}, "
         f"placement={config.placement.value}, prefix={config.prefix.value}"
     )
-    for number, (example, encoded) in enumerate(
-        zip(examples, encode(examples, task, tokenizer), strict=True), start=config.start
-    ):
-        fitted = fit(encoded, room - len(encoded.target))
-        print(
-            f"\nrow {number}" + (f"  (longer than {longest} tokens: {', '.join(fitted.cut)} cut)" if fitted.cut else "")
-        )
-        print(_text(example))
-        shown = EncodedExamples.of(fitted.prefixes[:1], [encoded.target], tokenizer.end_id)
-        laid_out = layout.finetuning_rows(shown)
+    for number, encoded in enumerate(encode(examples, task, tokenizer)):
+        prefixes, cut = fit(encoded, room - len(encoded.target))
+        row = config.start + number
+        print(f"\nrow {row}" + (f"  (longer than {longest} tokens: {', '.join(cut)} cut)" if cut else ""))
+        print(_text(examples[number]))
+        read = EncodedExamples.of([prefixes[row % len(prefixes)]], [encoded.target], tokenizer.end_id)
+        laid_out = layout.finetuning_rows(read)
         print(_tokens(laid_out, tokenizer))
         print(_mask(laid_out, AttentionMask(layout.attention, laid_out.roles), tokenizer))
     return {"names": []}
 
 
 def _text(example: Example) -> str:
-    lines = [f"  {line}" for line in f"{example.prefix}<pauses>{example.target}".split("\n")]
+    lines = [f"  {line}".rstrip() for line in _printable(f"{example.prefix}<pauses>{example.target}").split("\n")]
     if example.candidates:
-        lines += ["candidates, scored by likelihood:", *(f" {candidate}" for candidate in example.candidates)]
+        lines += ["candidates, scored by likelihood:", *(f" {_printable(text)}" for text in example.candidates)]
     elif example.references != (example.target.strip(),):
         lines.append(f"right in evaluation: {', '.join(map(repr, example.references))}")
     return "\n".join(lines)
+
+
+def _printable(text: str) -> str:
+    """Text of a dataset for a terminal: control characters but for line breaks and tabs are shown, not sent."""
+    return "".join(char if char in "\n\t" or char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 def _chosen(rows: Rows, shown: dict[str, tuple[int, int]]) -> list[int | None]:
