@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pausebench.data.files import Located
-from pausebench.data.task_rows import SKIPPED_SHOWN, DatasetRows, GeneratedRows, _open_task, encode
+from pausebench.data.lengths import encode
+from pausebench.data.task_rows import SKIPPED_SHOWN, DatasetRows, GeneratedRows, _open_task
 from pausebench.data.tokenizer import BpeTokenizer, ByteTokenizer
 from pausebench.errors import BadInput
 from pausebench.groups import OnBadRow, Source, WorldConfig
@@ -264,9 +265,10 @@ def test_special_tokens_spelled_out_in_a_row_are_text(name: str, shared_data: Pa
     assert all("<pause>" in example.prefix for example in examples)
     gpt2 = BpeTokenizer(*(shared_data / "gpt2-tokenizer" / file for file in ("vocab.json", "merges.txt")))
     for tokenizer in (ByteTokenizer(), gpt2):
-        for prefix, target in zip(*encode(examples, TASKS[name], tokenizer), strict=True):
-            special = {tokenizer.pause_id, tokenizer.end_id}
-            assert not special & {*prefix, *target[:-1]} and target[-1] == tokenizer.end_id
+        for row in encode(examples, TASKS[name], tokenizer):
+            answer = row.target if TASKS[name].scored else row.target[:-1]
+            assert not {tokenizer.pause_id, tokenizer.end_id} & {*row.prefix, *answer}
+            assert (row.target[-1] == tokenizer.end_id) == (not TASKS[name].scored)
 
 
 @pytest.mark.parametrize("name", [*(task.name for task in PAPER_TASKS if task.name != "lambada"), "lambada_openai"])
