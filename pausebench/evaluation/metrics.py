@@ -108,21 +108,17 @@ def coqa_f1(prediction: str, references: Sequence[str]) -> float:
 def number_of(text: str) -> Decimal | None:
     """The number that a solution ends in, exact; None without one.
 
-    It is the first behind the last "####" that a number follows, which is what GSM8K's authors read where there is
-    one mark; a text without the mark, to them invalid, gives its last number. Theirs must follow "#### " at once; here
-    currency signs, words, Unicode's minus or no space may stand between. What follows a number never changes it: not
-    its unit, percent sign or full stop ("50%", "5kg" and "5." are 50, 5 and 5), nor, as with the authors, the rest of
-    an expression ("#### 3/4" is 3).
+    It is the first behind the first "####", which is what GSM8K's authors read; a text without the mark, to them
+    invalid, gives its last number. Theirs must follow "#### " at once; here currency signs, words, Unicode's minus or
+    no space may stand between. What follows a number never changes it: not its unit, percent sign or full stop ("50%",
+    "5kg" and "5." are 50, 5 and 5), nor, as with the authors, the rest of an expression ("#### 3/4" is 3).
     """
-    _, *marked = text.split(FINAL_MARK)
-    if marked:
-        found = [number for part in marked if (number := MARKED_NUMBER.search(part))]
-    else:
-        found = list(NUMBER.finditer(text))
-    if not found:
+    _, mark, marked = text.partition(FINAL_MARK)
+    numbers = [MARKED_NUMBER.search(marked)] if mark else list(NUMBER.finditer(text))
+    found = numbers[-1] if numbers else None
+    if found is None:
         return None
-    sign = "-" if found[-1]["sign"] else ""
-    return Decimal(sign + found[-1]["digits"].replace(",", ""))
+    return Decimal(("-" if found["sign"] else "") + found["digits"].replace(",", ""))
 
 
 def final_number(prediction: str, references: Sequence[str]) -> float:

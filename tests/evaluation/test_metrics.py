@@ -304,7 +304,7 @@ def test_without_rouge_score_the_message_says_what_to_type(monkeypatch: pytest.M
         ("72\n####", None),
         ("72 #### none", None),
         ("#### 5 ####", "5"),
-        ("#### 5 #### 6", "6"),
+        ("#### 5 #### 6", "5"),
         # Behind the mark the first number is the answer, and commas are its own.
         ("####-5", "-5"),
         ("####\n-5", "-5"),
