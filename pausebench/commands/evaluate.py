@@ -106,9 +106,10 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     results = {m: folders[m].result for m in counts}
     for m, result in results.items():
         if not config.quiet:
+            low, high = result["interval"]
             progress.say(
-                f"{run_path.name}  M={m}  {result['metric']} {result['value']:.4f} ± {result['stderr']:.4f}  "
-                f"target nll {result['target_nll']:.4f}  n={result['n']}  {folders[m].path}"
+                f"{run_path.name}  M={m}  {result['metric']} {result['value']:.4f} ± {result['stderr']:.4f} "
+                f"({low:.4f} to {high:.4f})  target nll {result['target_nll']:.4f}  n={result['n']}  {folders[m].path}"
             )
     return {"names": [folders[m].name for m in counts]}
 

@@ -31,11 +31,22 @@ def cpu_threads(count: int | None) -> Iterator[None]:
     before = torch.get_num_threads()
     if count is not None:
         torch.set_num_threads(count)
+    keep_few_kernels()
     keep_freed_memory()
     try:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def keep_few_kernels() -> None:
+    """Tell oneDNN to keep the kernels of the last 64 shapes instead of 1024: packed rows have another shape at every
+    step, and the kernels of forty steps took a gigabyte. One shape of a decoder needs about twenty.
+
+    It reads these variables with its first kernel; whoever sets them has the last word.
+    """
+    for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+        os.environ.setdefault(name, "64")
 
 
 @lru_cache(maxsize=1)
