@@ -37,6 +37,8 @@ def _rows(task: Task, root: Path | None) -> str:
     """Published rows of the two splits, by name; "-" for a split that is not there."""
     if task.dataset is None:
         return f"test {task.generated_rows}, training as needed" if root is None else "-"
+    if root is None and not task.worlds:
+        return "-"
     counts = (
         f"{split} {_count(task.dataset, split, root)}" for split in (task.dataset.train, task.dataset.test) if split
     )

@@ -30,7 +30,7 @@ def test_the_page_of_examples_is_what_the_commands_print(
 
 
 def test_every_embedded_task_can_be_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for name, task in TASKS.items():
+    for name, task in ((name, task) for name, task in TASKS.items() if task.worlds):
         share = "task.train_fraction=0.5" if name == "lambada_openai" else ""
         options = f"k=3 examples=2 runs={tmp_path} {share}"
         if "english" in task.worlds:

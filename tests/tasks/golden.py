@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from pausebench.tasks import PAPER_TASKS, Example
+from pausebench.tasks import TASKS, Example
 
-TEXT_TASKS = [*(task.name for task in PAPER_TASKS), "lambada_openai"]
-SCORED = {"piqa": 2, "hellaswag": 4}  # and the number of their candidates
+TEXT_TASKS = [task.name for task in TASKS.values() if task.dataset is not None]
 
 PALM = (
     "in my palm is a clear stone , and inside it is a small ivory statuette . a guardian angel . `` "
@@ -187,3 +186,5 @@ GOLDEN: dict[str, tuple[dict[str, Any], Example]] = {
         ),
     ),
 }
+
+SCORED = {name: len(example.candidates) for name, (_, example) in GOLDEN.items() if example.candidates}

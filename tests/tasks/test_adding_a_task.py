@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from pausebench import cli
+from pausebench.commands.tasks import _rows
 from pausebench.tasks import TASKS
 
 DOCS = Path(__file__).parents[2] / "docs" / "adding-a-task.md"
@@ -51,6 +52,7 @@ def test_a_tenth_task_is_shown_trained_and_scored(
     assert cli.run(["show", *where.split(), "k=3", "examples=1"]) == 0
     shown = capsys.readouterr().out
     assert "Question: is it 0?" in shown and "candidates, scored by likelihood:\n  yes\n  no" in shown
+    assert _rows(boolq.BOOLQ, data.parent) == "train 40 + validation 20" and _rows(boolq.BOOLQ, None) == "-"
     assert cli.run(["finetune", *where.split(), "k=2", "train.steps=3", "train.batch_size=4"]) == 0
     [run] = (tmp_path / "runs" / "finetune").iterdir()
     assert cli.run(["evaluate", f"run={run}", f"runs={tmp_path / 'runs'}", "mt=[0,2]", "quiet=true"]) == 0
