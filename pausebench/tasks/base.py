@@ -74,7 +74,7 @@ class Task:
     version: int
     to_example: Callable[[Row], Example]
     metrics: tuple[str, ...]
-    worlds: tuple[str, ...]
+    worlds: tuple[str, ...] = ()
     scored: bool = False
     dataset: Dataset | None = None
     chance: Callable[[int, int], float] | None = None

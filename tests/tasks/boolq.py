@@ -4,7 +4,7 @@
     Question: was there a dollar sign on typewriters?
     Answer: yes
 
-The row above is invented. The labels of the test split are not published: scored on the validation split.
+The row is invented. The labels of the test split are not published: scored on the validation split.
 """
 
 from pausebench.tasks.base import Dataset, Example, Row, Task
@@ -25,15 +25,15 @@ BOOLQ = Task(
     version=1,
     to_example=to_example,
     metrics=("accuracy", "macro_f1"),
-    worlds=(),
     scored=True,
     dataset=Dataset(
         name="boolq",
         hub_id="google/boolq",
         subset=None,
-        revision="main",
+        revision="35b264d03638db9f4ce671b711558bf7ff0f80d5",
         train="train",
         test="validation",
         fields=("question", "answer", "passage"),
     ),
+    chance=lambda n, alphabet: 0.5,
 )
