@@ -181,12 +181,13 @@ def _single(command: str, overrides: list[str]) -> None:
 
     _register_schemas()
 
-    failure: list[PausebenchError] = []
+    failure: list[PausebenchError | BrokenPipeError] = []
 
     def task(composed: Any) -> None:
         try:
             execute(command, composed)
-        except PausebenchError as error:  # Hydra would print its own line above ours
+            sys.stdout.flush()
+        except (PausebenchError, BrokenPipeError) as error:  # Hydra would print a line of its own
             failure.append(error)
 
     arguments, sys.argv = sys.argv, [f"pausebench {command}", *overrides]

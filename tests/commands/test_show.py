@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -76,6 +78,14 @@ def test_a_row_that_is_not_there_is_refused(tmp_path: Path, capsys: pytest.Captu
 
 def test_control_characters_of_a_dataset_do_not_reach_the_terminal() -> None:
     assert _printable("a\x1b[2Jb\r\n\tü日") == "a\\x1b[2Jb\\r\n\tü日"
+
+
+def test_a_reader_that_leaves_ends_a_command_quietly(tmp_path: Path) -> None:
+    line = f"pausebench show task=parity examples=400 runs={tmp_path} | head -1"
+    done = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {sys.executable} -m {line}"], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith("parity: ")
 
 
 def test_the_list_has_every_task_with_its_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
