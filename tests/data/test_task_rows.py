@@ -17,7 +17,7 @@ from torch import Tensor
 from pausebench.config import FinetuneConfig
 from pausebench.data.batches import Batch, Batches, DatasetBatches, RowLayout
 from pausebench.data.files import Located, read_split
-from pausebench.data.lengths import encode
+from pausebench.data.lengths import encode, fit
 from pausebench.data.task_rows import VALIDATION_MOST, DatasetRows, GeneratedRows, open_task
 from pausebench.data.tokenizer import ByteTokenizer
 from pausebench.errors import BadInput
@@ -336,6 +336,22 @@ def test_rows_whose_question_and_answer_do_not_fit_are_left_out_and_counted(name
     assert batches_of(rows, 3, limit).left_out < 40, "a row as long as the limit fits"
     assert batches_of(rows, 3, max(lengths) + 3).left_out == 0
     assert batches_of(rows, 3, max(lengths) + 2).left_out == lengths.count(max(lengths))
+
+
+def test_a_row_with_a_long_context_is_trained_with_one_window_by_its_number() -> None:
+    rows = dataset("squad")
+    encoded = rows.encoded(TOKENIZER)
+    most = max(len(row.question) + len(row.target) for row in encoded)
+    opened = batches_of(rows, 3, most + 3 + 8)
+    windows = set()
+    for number, (row, kept) in enumerate(zip(encoded, opened.fitting, strict=True)):
+        assert kept is not None
+        prefixes, _ = fit(row, most + 8 - len(row.target))
+        assert kept == (prefixes[number % len(prefixes)], row.target)
+        windows.add(number % len(prefixes))
+    assert len(windows) > 2 and opened.truncated > 50 and opened.left_out == 0
+    steps = opened.batches(0, 40)
+    assert all(int(steps.batch(step).positions.max()) < most + 3 + 8 for step in range(1, 6))
 
 
 def test_every_k_trains_on_the_same_rows_in_the_same_steps(name: str) -> None:

@@ -140,6 +140,25 @@ def test_the_window_whose_answer_is_likeliest_a_token_gives_the_answer(model: De
     assert earlier > 2, "not simply the last window"
 
 
+def test_of_a_scored_rows_windows_the_one_with_the_likeliest_candidate_a_token_counts(model: Decoder) -> None:
+    """Candidates of one to six tokens: by their sums the shortest would choose the window."""
+    draw, others = random.Random(5), 0
+    for _ in range(12):
+        options = tuple(words(size, draw) for size in (1, 3, 6))
+        example = Example(words(5, draw), options[1], (options[1],), options, words(70, draw) + " ")
+        tokens, room = example.context.split(), MAX_LENGTH - M - 6 - 5
+        starts = [*range(0, len(tokens) - room, room // 2), len(tokens) - room]
+        windows = [example._replace(context=" ".join(tokens[start : start + room]) + " ") for start in starts]
+        result, alone = run(model, SCORED, windows, AttentionKind.bidirectional)
+        assert result["truncated"] == 0
+        _, [row] = run(model, SCORED, [example], AttentionKind.bidirectional)
+        best = [max(x / size for x, size in zip(one["log_likelihoods"], (1, 3, 6), strict=True)) for one in alone]
+        assert row["log_likelihoods"] == alone[best.index(max(best))]["log_likelihoods"]
+        sums = [max(one["log_likelihoods"]) for one in alone]
+        others += sums.index(max(sums)) != best.index(max(best))
+    assert others > 2, "the sums would have chosen other windows"
+
+
 def mean_of_answer(model: Decoder, example: Example) -> float:
     """Mean log-probability of the tokens decoded after an example by itself."""
     [encoded] = encode([example], TASKS["squad"], TOKENIZER)
