@@ -29,6 +29,8 @@ class EncodedExample(NamedTuple):
 
     @property
     def prefix(self) -> Tokens:
+        if not self.context and not self.history:
+            return self.question
         return array("i", chain(self.context, *self.history, self.question))
 
 
@@ -47,29 +49,19 @@ def encode(examples: Sequence[Example], task: Task, tokenizer: Tokenizer) -> lis
 
     Raises ``BadInput`` for an empty prefix or answer.
     """
-    texts = [
-        (example.context, *example.history, example.question, example.target, *example.candidates)
-        for example in examples
-    ]
-    ids = iter([array("i", ids) for ids in tokenizer.encode_lists(list(chain(*texts)))])
-    end = array("i", [] if task.scored or task.answer_tokens is not None else [tokenizer.end_id])
+    texts = [(e.context, *e.history, e.question, e.target, *e.candidates) for e in examples]
+    ids = iter(tokenizer.encode_lists([text for parts in texts for text in parts if text]))
+    end = [] if task.scored or task.answer_tokens is not None else [tokenizer.end_id]
     encoded = []
-    for number, example in enumerate(examples):
-        context, *rest = (next(ids) for _ in texts[number])
-        turns, choices = len(example.history), len(example.candidates)
-        question, target = rest[turns : turns + 2]
-        encoded.append(
-            EncodedExample(
-                context, rest[:turns], question, target + end, rest[len(rest) - choices :] if choices else []
-            )
-        )
-        for name, tokens in (
-            ("question", question),
-            ("target", target),
-            *(("candidate", c) for c in encoded[-1].candidates),
-        ):
-            if not tokens:
-                raise BadInput(f"task={task.name}: row {number} has an empty {name}.")
+    for number, parts in enumerate(texts):
+        context, *rest = (array("i", next(ids)) if text else array("i") for text in parts)
+        turns = len(examples[number].history)
+        history, question, target, candidates = rest[:turns], rest[turns], rest[turns + 1], rest[turns + 2 :]
+        if not (question and target and all(candidates)):
+            name = "candidate" if question and target else "target" if question else "question"
+            raise BadInput(f"task={task.name}: row {number} has an empty {name}.")
+        target.extend(end)
+        encoded.append(EncodedExample(context, history, question, target, candidates))
     return encoded
 
 
