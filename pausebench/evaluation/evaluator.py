@@ -35,6 +35,13 @@ class Reading(NamedTuple):
     prefix: Tokens
 
 
+class Likelihood(NamedTuple):
+    """Log-likelihood of an answer in nats, summed over so many tokens."""
+
+    total: float
+    tokens: int
+
+
 class Evaluator:
     """Scores ``examples`` (the test split) with any M.
 
@@ -203,13 +210,6 @@ class Evaluator:
         """Numbers of the rows of each batch: rows of like length stand together."""
         order = torch.argsort(torch.tensor(lengths), stable=True)
         return (numbers.tolist() for numbers in torch.split(order, self.batch_size))
-
-
-class Likelihood(NamedTuple):
-    """Log-likelihood of an answer in nats, summed over so many tokens."""
-
-    total: float
-    tokens: int
 
 
 def _best(rows: Sequence[int], values: Sequence[float]) -> list[int]:

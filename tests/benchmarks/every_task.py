@@ -12,9 +12,12 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from pausebench import cli
+from pausebench.evaluation.metrics import METRICS
 from pausebench.tasks import PAPER_TASKS, TASKS
 
 SHORT = "model=tiny tracking=off quiet=true threads=1"
@@ -31,8 +34,10 @@ def typed(line: str) -> None:
 
 def main(runs: str, root: str | None) -> None:
     typed(f"pretrain pause=off {SHORT} runs={runs}")
-    print("| rows | task | n | truncated | metric | value ± stderr | 95 % interval | answer NLL | seconds |")
-    print("|---" * 9 + "|")
+    print(
+        "| rows | task | n | truncated | metric | value ± stderr | 95 % interval | best constant | answer NLL | seconds |"
+    )
+    print("|---" * 10 + "|")
     for task in (*PAPER_TASKS, TASKS["lambada_openai"]):
         line(runs, f"task={task.name} k=0 pretraining=std {SHARE if task.name == 'lambada_openai' else ''}", "")
     for task in (*PAPER_TASKS, TASKS["lambada_openai"]) if root else ():
@@ -51,6 +56,7 @@ def line(runs: str, options: str, scoring: str) -> None:
     [folder] = folders(runs, "evaluate") - scored
     result = json.loads((folder / "result.json").read_text())
     low, high = result["interval"]
+    rows = [json.loads(row) for row in (folder / "predictions.jsonl").read_text().splitlines()]
     seconds = f"{trained - began:.0f} + {time.perf_counter() - trained:.0f}"
     cells = [
         result["data"] if result["data"] == "embedded" else "published",
@@ -60,10 +66,19 @@ def line(runs: str, options: str, scoring: str) -> None:
         result["metric"],
         f"{result['value']:.3f} ± {result['stderr']:.3f}",
         f"{low:.3f} to {high:.3f}",
+        f"{best_constant(rows, result['metric']):.3f}",
         f"{result['target_nll']:.3f}",
         seconds,
     ]
     print("| " + " | ".join(map(str, cells)) + " |", flush=True)
+
+
+def best_constant(rows: list[dict[str, Any]], metric: str) -> float:
+    """The score of the one answer, of those that the rows have, or of the one place among candidates, that does best."""
+    if "right" in rows[0]:
+        return max(Counter(row["right"] for row in rows).values()) / len(rows)
+    answers = [answer for answer, _ in Counter(row["target"] for row in rows).most_common(300)]
+    return max(sum(METRICS[metric](answer, row["references"]) for row in rows) / len(rows) for answer in answers)
 
 
 def folders(runs: str, command: str) -> set[Path]:
