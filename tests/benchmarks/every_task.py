@@ -34,9 +34,7 @@ def typed(line: str) -> None:
 
 def main(runs: str, root: str | None) -> None:
     typed(f"pretrain pause=off {SHORT} runs={runs}")
-    print(
-        "| rows | task | n | truncated | metric | value ± stderr | 95 % interval | best constant | answer NLL | seconds |"
-    )
+    print("| rows | task | n | truncated | metric | value ± stderr | 95 % interval | best constant | NLL | seconds |")
     print("|---" * 10 + "|")
     for task in (*PAPER_TASKS, TASKS["lambada_openai"]):
         line(runs, f"task={task.name} k=0 pretraining=std {SHARE if task.name == 'lambada_openai' else ''}", "")
@@ -74,7 +72,7 @@ def line(runs: str, options: str, scoring: str) -> None:
 
 
 def best_constant(rows: list[dict[str, Any]], metric: str) -> float:
-    """The score of the one answer, of those that the rows have, or of the one place among candidates, that does best."""
+    """The score of the one answer among the rows', or of the one place among candidates, that does best."""
     if "right" in rows[0]:
         return max(Counter(row["right"] for row in rows).values()) / len(rows)
     answers = [answer for answer, _ in Counter(row["target"] for row in rows).most_common(300)]

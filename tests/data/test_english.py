@@ -263,6 +263,14 @@ def test_a_squad_answer_is_not_found_by_its_place_in_the_passage() -> None:
     assert set(kinds) == {"Who", "What", "Where", "When"} and max(kinds.values()) < 0.27 * len(rows)
 
 
+def test_a_reader_who_knows_the_kind_of_word_but_not_the_event_scores_56_percent() -> None:
+    """A deed tells its thing; of the people, places and days of a story any may be the answer (docs/tasks.md)."""
+    rows = WORLD.rows("squad", "validation")
+    events = [len(read_passage(row["context"])) for row in rows]
+    chances = [1 if row["question"].startswith("What") else 1 / n for row, n in zip(rows, events, strict=True)]
+    assert sum(chances) / len(rows) == pytest.approx(0.56, abs=0.005)
+
+
 # gsm8k
 
 
