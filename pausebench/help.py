@@ -8,8 +8,9 @@ import typing
 from enum import Enum
 from pathlib import Path
 
-from pausebench.config import COMMANDS, RunConfig
+from pausebench.config import COMMANDS
 from pausebench.groups import MISSING
+from pausebench.stages import RunConfig
 
 SUMMARIES = {
     "pretrain": "train a decoder on text, with pauses (PausePT) or without (StdPT)",

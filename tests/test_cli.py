@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from pausebench import cli
-from pausebench.config import COMMANDS, FinetuneConfig
+from pausebench.config import COMMANDS
 from pausebench.help import choices, conf_dir, option_names
+from pausebench.stages import FinetuneConfig
 from pausebench.tasks import PAPER_TASKS
 
 TINY_PRETRAIN = "train.steps=4 train.batch_size=8 train.log_every=2 train.checkpoint_every=2 tracking=off"

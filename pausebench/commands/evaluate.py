@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from pausebench.commands import runs
 from pausebench.commands.finetune import check_length, length_limit, say_skipped
-from pausebench.config import EvaluateConfig, FinetuneConfig
+from pausebench.config import EvaluateConfig
 from pausebench.data.batches import RowLayout
 from pausebench.data.task_rows import DatasetRows, open_task
 from pausebench.data.tokenizer import Tokenizer
@@ -21,6 +21,7 @@ from pausebench.evaluation.evaluator import Evaluator
 from pausebench.groups import Placement, plain
 from pausebench.model.decoder import Decoder
 from pausebench.results.run_folder import RunFolder, read_json, run_name, write_atomically, write_json
+from pausebench.stages import FinetuneConfig
 from pausebench.tasks import TASKS
 from pausebench.training import checkpoint, stop
 from pausebench.training.device import choose_device, cpu_threads

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from pausebench.commands import runs
-from pausebench.config import FinetuneConfig
 from pausebench.data.batches import Batches, DatasetBatches, RowLayout, generated_batches
 from pausebench.data.lengths import encode
 from pausebench.data.task_rows import DatasetRows, GeneratedRows, open_task
@@ -13,6 +12,7 @@ from pausebench.data.tokenizer import Tokenizer
 from pausebench.data.vocabulary import open_tokenizer
 from pausebench.errors import BadInput
 from pausebench.groups import LengthLimit
+from pausebench.stages import FinetuneConfig
 from pausebench.tasks import TASKS
 from pausebench.training import checkpoint, stop
 from pausebench.training.device import choose_device, cpu_threads

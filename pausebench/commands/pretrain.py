@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from pausebench.commands import runs
-from pausebench.config import PretrainConfig
 from pausebench.data import corpus
 from pausebench.data.batches import Batches, document_batches, text_batches
 from pausebench.data.embedded import build_world, corpus_fingerprint
 from pausebench.data.tokenizer import Tokenizer
 from pausebench.data.vocabulary import open_tokenizer
+from pausebench.stages import PretrainConfig
 from pausebench.training import stop
 from pausebench.training.device import choose_device, cpu_threads
 from pausebench.training.progress import Progress

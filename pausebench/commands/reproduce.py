@@ -1,8 +1,8 @@
 """``pausebench reproduce``: plan, run, resume and report a study.
 
-The plan (``commands.plan``) is at most three stages of cells; each cell is the overrides of ONE command that a user
-could type. Unfinished cells of a stage go to the Hydra launcher named on the command line; what is done stands in the
-run folders, so the same command picks up whatever an earlier one left.
+The plan (``commands.study_plan``) is at most three stages of cells; each cell is the overrides of ONE command that a
+user could type. Unfinished cells of a stage go to the Hydra launcher named on the command line; what is done stands in
+the run folders, so the same command picks up whatever an earlier one left.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from pausebench.commands.plan import Cell, Cells, Plan, as_commands, build_plan, chosen_names
+from pausebench.commands.study_plan import Cell, Cells, Plan, as_commands, build_plan, chosen_names
 from pausebench.config import ReproduceConfig
 from pausebench.errors import Interrupted, PausebenchError, RunFailed
 from pausebench.groups import Source, plain

@@ -13,7 +13,6 @@ import torch
 from omegaconf import OmegaConf
 
 from pausebench import __version__
-from pausebench.config import FinetuneConfig, PretrainConfig, TrainingConfig
 from pausebench.data.batches import Batches
 from pausebench.data.tokenizer import Tokenizer
 from pausebench.errors import BadInput
@@ -21,6 +20,7 @@ from pausebench.groups import CorpusConfig, DataConfig, TokenizerConfig, Tokeniz
 from pausebench.help import choices
 from pausebench.model.decoder import Decoder
 from pausebench.results.run_folder import NUMERICS_VERSION, RunFolder, read_json, run_name, write_atomically, write_json
+from pausebench.stages import FinetuneConfig, PretrainConfig, TrainingConfig
 from pausebench.training.device import describe
 from pausebench.training.progress import Progress
 from pausebench.training.tracking import Tracker

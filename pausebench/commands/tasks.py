@@ -7,11 +7,12 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from pausebench.config import FinetuneConfig, TasksConfig
+from pausebench.config import TasksConfig
 from pausebench.data.english import EnglishWorld
 from pausebench.data.files import read_split
 from pausebench.errors import BadInput
 from pausebench.help import choices, conf_dir
+from pausebench.stages import FinetuneConfig
 from pausebench.tasks import TASKS, Dataset, Task
 
 MODELS = ("tiny", "small", "130m", "1b")

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from pausebench import pauses
-from pausebench.config import FinetuneConfig, PretrainConfig
 from pausebench.data.corpus import TRAIN, VALIDATION, Corpus, PackedRows, shuffled
 from pausebench.data.embedded import VALIDATION_SEED, World
 from pausebench.data.lengths import Tokens, encode, fit
@@ -27,6 +26,7 @@ from pausebench.errors import BadInput
 from pausebench.groups import AttentionKind, Placement, WorldConfig
 from pausebench.model.attention import AttentionMask
 from pausebench.pauses import IGNORE_INDEX
+from pausebench.stages import FinetuneConfig, PretrainConfig
 from pausebench.tasks import TASKS, Task
 
 BLOCK_ROWS = 2048  # rows of a generated world made together

@@ -16,13 +16,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from pausebench.config import TrainingConfig
 from pausebench.counter_rng import uniform
 from pausebench.data import files, hub
 from pausebench.data.english import EnglishWorld
 from pausebench.data.tokenizer import Tokenizer
 from pausebench.errors import BadInput
 from pausebench.groups import Source
+from pausebench.stages import TrainingConfig
 
 TRAIN, VALIDATION = "train", "validation"
 SHUFFLE_DOCUMENTS = 8192  # documents held to shuffle; a whole corpus need not fit in memory

@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 
-from pausebench.config import FinetuneConfig
 from pausebench.counter_rng import uniform
 from pausebench.data import files, hub
 from pausebench.data.embedded import TEST_SEED, VALIDATION_SEED, build_world, task_fingerprint
@@ -27,6 +26,7 @@ from pausebench.data.lengths import EncodedExample, encode
 from pausebench.data.tokenizer import Tokenizer
 from pausebench.errors import BadInput
 from pausebench.groups import OnBadRow, Source, WorldConfig
+from pausebench.stages import FinetuneConfig
 from pausebench.tasks import TASKS, Dataset, Example, Row, Task
 
 VALIDATION_SHARE = 20  # one training row in so many is held out for the validation loss

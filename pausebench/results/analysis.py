@@ -1,14 +1,15 @@
-"""What a study says: the instrument check, the primary comparison, the secondary family, and how its arms are called.
+"""What a study says: the instrument check, the primary family, the secondary one, and how its arms are called.
 
 Invariant: the family of secondary comparisons follows from the plan alone, so it does not shrink while runs are
-missing, and the primary comparison is never counted in it.
+missing, and a primary comparison is never counted in it.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pausebench.results.statistics import Comparison, Summary, holm, paired_comparison, power_line, summarise, verdict
 from pausebench.results.study import PRETRAINING_NAMES, Arm, Cell, Panel, Scores, Setting, Study
@@ -33,7 +34,7 @@ class InstrumentCheck:
 
 @dataclass(frozen=True)
 class Contrast:
-    """One planned comparison. `adjusted_p` is Holm's for a secondary one, the plain p for the primary."""
+    """One planned comparison. `adjusted_p` is Holm's over its family, the primary or the secondary one."""
 
     panel: str
     setting: Setting
@@ -46,12 +47,18 @@ class Contrast:
 
 
 @dataclass(frozen=True)
-class Headline:
-    """The primary comparison in words; `contrast` is None when the plan has none."""
+class Family:
+    """The comparisons fixed in advance: treatment against control, each task with each K > 0 of the primary panel.
+
+    contrasts: in the plan's order, `adjusted_p` Holm's over all of them. best: for each task with several K the
+    contrast whose treatment has the highest mean, which is a selection on the test set; its `adjusted_p` is the one it
+    has in the family. sentence and power: what they say together, in words.
+    """
 
     sentence: str
     power: str | None
-    contrast: Contrast | None
+    contrasts: tuple[Contrast, ...]
+    best: tuple[Contrast, ...]
 
 
 def check_instrument(study: Study) -> InstrumentCheck:
@@ -95,29 +102,47 @@ def _instrument_problems(means: Sequence[tuple[int, float]], chance: float) -> l
     return problems
 
 
-def headline(study: Study) -> Headline:
-    """The comparison that was fixed in advance, whatever its sign."""
+def primary_family(study: Study) -> Family:
+    """The comparisons that were fixed in advance, whatever their sign."""
     primary = study.primary
     panel = next((panel for panel in study.panels if primary and panel.id == primary.panel), None)
-    setting = panel.pooled(primary.task) if panel and primary else None
-    if primary is None or panel is None or setting is None:
-        return Headline("This study fixed no primary comparison in advance.", None, None)
-    arms = panel.scores(setting)
-    # Of several K the first in the plan is the primary one: a choice made before the runs.
-    treatment = next((arm for arm in arms if arm.arm.variant == primary.treatment), None)
-    control = next((arm for arm in arms if arm.arm.variant == primary.control), None)
-    if treatment is None or control is None:
-        return Headline("The plan has no cells for its primary comparison.", None, None)
-    contrast = _contrast(panel, setting, treatment, control)
-    words = verdict(contrast.comparison, primary.treatment, primary.control)
-    sentence = f"{primary.treatment} against {primary.control} on {setting.label}: {words}."
-    return Headline(sentence, power_line(contrast.comparison), contrast)
+    if primary is None or panel is None:
+        return Family("This study fixed no primary comparison in advance.", None, (), ())
+    tasks = dict.fromkeys(cell.task for cell in panel.cells if primary.task in (None, cell.task))
+    contrasts: list[Contrast] = []
+    best: list[Contrast] = []
+    for task in tasks:
+        setting = panel.pooled(task)
+        assert setting is not None, "the task comes from the panel's own cells"
+        arms = panel.scores(setting)
+        control = next((arm for arm in arms if arm.arm.variant == primary.control), None)
+        of_task = [
+            _contrast(panel, setting, treatment, control)
+            for treatment in arms
+            if control is not None and treatment.arm.variant == primary.treatment
+        ]
+        contrasts += of_task
+        scored = [contrast for contrast in of_task if contrast.treatment.values]
+        if len(of_task) > 1 and scored:
+            best.append(max(scored, key=lambda contrast: _mean(contrast.treatment)))
+    if not contrasts:
+        return Family("The plan has no cells for its primary comparison.", None, (), ())
+    adjusted = holm([contrast.comparison.p for contrast in contrasts])
+    corrected = tuple(replace(contrast, adjusted_p=p) for contrast, p in zip(contrasts, adjusted, strict=True))
+    picked = tuple(corrected[contrasts.index(contrast)] for contrast in best)
+    first = corrected[0]
+    words = verdict(first.comparison, primary.treatment, primary.control)
+    sentence = f"{primary.treatment} against {primary.control} on {first.setting.label}: {words}."
+    return Family(sentence, power_line(first.comparison), corrected, picked)
+
+
+def _mean(scores: Scores) -> float:
+    return math.fsum(scores.values.values()) / len(scores.values)
 
 
 def secondary_contrasts(study: Study) -> list[Contrast]:
     """Every other planned comparison, each pair of arms once, with p-values Holm-corrected over all of them."""
-    primary = headline(study).contrast
-    seen = {_identity(primary)} if primary else set()
+    seen = {_identity(contrast) for contrast in primary_family(study).contrasts}
     contrasts = []
     for panel in study.of_kind("variants", "k_curve", "m_curve", "filler"):
         for setting in panel.settings():
@@ -131,7 +156,7 @@ def secondary_contrasts(study: Study) -> list[Contrast]:
                     seen.add(_identity(contrast))
                     contrasts.append(contrast)
     adjusted = holm([contrast.comparison.p for contrast in contrasts])
-    return [Contrast(**{**vars(contrast), "adjusted_p": p}) for contrast, p in zip(contrasts, adjusted, strict=True)]
+    return [replace(contrast, adjusted_p=p) for contrast, p in zip(contrasts, adjusted, strict=True)]
 
 
 def _identity(contrast: Contrast) -> tuple[frozenset[str], frozenset[str]]:

@@ -82,6 +82,7 @@ def _study(runs: Path, path: Path) -> Study:
             primary=Primary(**primary) if primary else None,
             panels=panels,
             stages=tuple(_stage(runs, stage, panels) for stage in plan["stages"]),
+            published=plan.get("published"),
             planned_names=frozenset(evaluated | {cell.name for panel in panels for cell in panel.cells}),
         )
     except (KeyError, TypeError, ValueError) as broken:
@@ -125,6 +126,7 @@ def _cell(raw: dict[str, Any], result: Result | None, problem: str | None) -> Ce
         filler=str(raw.get("filler") or PAUSE) if mt else "",
         placement=str(raw.get("placement") or "append") if mt else "",
         prefix=str(raw.get("prefix") or ""),
+        control=str(raw.get("control") or ""),
     )
     task, world = str(raw.get("task") or "unknown task"), str(raw.get("world") or "")
     return Cell(str(raw["name"]), task, world, int(raw.get("seed") or 0), arm, result, problem)
@@ -144,6 +146,7 @@ def _result(raw: dict[str, Any]) -> tuple[Result | None, str | None]:
             metric=str(raw.get("metric") or "score"),
             metrics={name: number for name, number in numbers.items() if number is not None},
             target_nll=finite(raw.get("target_nll")),
+            inference_flops=finite(raw.get("inference_flops")),
             chance=finite(raw.get("chance")),
             model=str(raw.get("model") or ""),
             finetune_run=raw.get("finetune_run"),

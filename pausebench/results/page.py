@@ -58,7 +58,7 @@ class StudyView:
     study: Study
     instrument: analysis.InstrumentCheck
     relay: Plot | None
-    headline: analysis.Headline
+    family: analysis.Family
     examples: tuple[Example, ...]
     variants: tuple[PanelView, ...]
     curves: tuple[Plot, ...]
@@ -105,14 +105,14 @@ def write_report(runs: Path, result: str | None = None) -> Path:
 
 def _view(study: Study) -> StudyView:
     instrument = analysis.check_instrument(study)
-    headline = analysis.headline(study)
+    family = analysis.primary_family(study)
     draw = {"k_curve": figures.k_curve, "m_curve": figures.m_curve, "filler": figures.filler_bars}
     return StudyView(
         study=study,
         instrument=instrument,
         relay=figures.relay_curve(study, instrument) if instrument.points else None,
-        headline=headline,
-        examples=_examples(study, headline),
+        family=family,
+        examples=_examples(study, family),
         variants=tuple(
             _panel_view(panel, [figures.variant_bars(study, panel, setting) for setting in panel.settings()])
             for panel in study.of_kind("variants")
@@ -142,13 +142,13 @@ def _training(study: Study) -> tuple[Plot, ...]:
     return tuple(plot for plot in plots if plot is not None)
 
 
-def _examples(study: Study, headline: analysis.Headline) -> tuple[Example, ...]:
+def _examples(study: Study, family: analysis.Family) -> tuple[Example, ...]:
     """The first rows of the test set, unselected, from the first seed that both primary arms have."""
-    if headline.contrast is None:
+    if not family.contrasts:
         return ()
     by_seed = [
         {(cell.world, cell.seed): cell.name for cell in arm.cells if cell.result}
-        for arm in (headline.contrast.control, headline.contrast.treatment)
+        for arm in (family.contrasts[0].control, family.contrasts[0].treatment)
     ]
     shared = sorted(by_seed[0].keys() & by_seed[1].keys(), key=lambda key: (key[1], key[0]))
     if not shared:

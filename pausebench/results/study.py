@@ -16,7 +16,10 @@ PRETRAINING_NAMES = {"std": "StdPT", "pause": "PausePT", "none": "NoPT"}
 
 @dataclass(frozen=True)
 class Result:
-    """One evaluated run: the task's metric, its test-set standard error, `target_nll` in nats a token."""
+    """One evaluated run: the task's metric, its test-set standard error, `target_nll` in nats a token.
+
+    inference_flops: floating-point operations of an answer, mean over the test rows; None in results that lack it.
+    """
 
     value: float
     stderr: float | None
@@ -24,6 +27,7 @@ class Result:
     metric: str
     metrics: dict[str, float]
     target_nll: float | None
+    inference_flops: float | None
     chance: float | None
     model: str
     finetune_run: str | None
@@ -37,7 +41,10 @@ class Result:
 
 @dataclass(frozen=True)
 class Arm:
-    """Everything that tells two cells of a panel apart except the world and the seed."""
+    """Everything that tells two cells of a panel apart except the world and the seed.
+
+    control: the name of the control that a cell belongs to (`commands.study_plan`), "" for the paper's own variants.
+    """
 
     pretraining: str
     variant: str
@@ -46,6 +53,7 @@ class Arm:
     filler: str
     placement: str
     prefix: str
+    control: str = ""
 
 
 @dataclass(frozen=True)
@@ -100,6 +108,12 @@ class Scores:
         return sum(cell.result is None for cell in self.cells)
 
     @property
+    def inference_flops(self) -> float | None:
+        """Mean over the runs that tell it."""
+        known = [flops for cell in self.cells if cell.result and (flops := cell.result.inference_flops) is not None]
+        return math.fsum(known) / len(known) if known else None
+
+    @property
     def stderr(self) -> float | None:
         """Mean test-set standard error of the single runs: the noise of a fixed model, not of training."""
         known = [cell.result.stderr for cell in self.cells if cell.result and cell.result.stderr is not None]
@@ -108,7 +122,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class Panel:
-    """A part of a study: `kind` is variants, k_curve, m_curve, filler or bottleneck."""
+    """A part of a study: `kind` is variants, k_curve, m_curve, filler, placement, controls or bottleneck."""
 
     id: str
     kind: str
@@ -171,12 +185,15 @@ class Panel:
 
 @dataclass(frozen=True)
 class Primary:
-    """The one comparison fixed before the runs started."""
+    """The comparisons fixed before the runs started: treatment against control, for every K of a panel.
+
+    task: the one task they are about; None is every task of the panel.
+    """
 
     panel: str
-    task: str
     treatment: str
     control: str
+    task: str | None = None
 
 
 @dataclass(frozen=True)
@@ -191,7 +208,10 @@ class Stage:
 
 @dataclass(frozen=True)
 class Study:
-    """One `runs/reproduce/<result>` folder with the state of everything its plan asks for."""
+    """One `runs/reproduce/<result>` folder with the state of everything its plan asks for.
+
+    published: the paper's table whose figures stand beside ours, None where it has none.
+    """
 
     runs: Path
     result: str
@@ -203,6 +223,7 @@ class Study:
     primary: Primary | None
     panels: tuple[Panel, ...]
     stages: tuple[Stage, ...]
+    published: str | None
     planned_names: frozenset[str]
 
     def of_kind(self, *kinds: str) -> list[Panel]:

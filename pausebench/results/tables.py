@@ -18,9 +18,9 @@ from pausebench.results.analysis import (
     filler_label,
     full_label,
     group_unplanned,
-    headline,
     missing_line,
     pretraining_label,
+    primary_family,
 )
 from pausebench.results.collect import load_studies, load_unplanned
 from pausebench.results.statistics import interval, number, plus_minus, summarise
@@ -69,7 +69,7 @@ def _print_study(study: Study, console: Console) -> None:
     else:
         line = f"instrument check {check.state}: {check.sentence}"
     console.print(Text(line, style=MARKS[check.state]))
-    head = headline(study)
+    head = primary_family(study)
     console.print(Text(f"\n{head.sentence}"))
     if head.power:
         console.print(Text(head.power, style="dim"))

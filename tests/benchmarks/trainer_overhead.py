@@ -18,7 +18,6 @@ import torch
 import torch.nn.functional as F
 
 from pausebench.commands.runs import build_model
-from pausebench.config import FinetuneConfig
 from pausebench.data.batches import Batches, RowLayout, generated_batches
 from pausebench.data.embedded import build_world
 from pausebench.groups import (
@@ -34,6 +33,7 @@ from pausebench.groups import (
 )
 from pausebench.model.decoder import Decoder
 from pausebench.results.run_folder import RunFolder
+from pausebench.stages import FinetuneConfig
 from pausebench.tasks import TASKS
 from pausebench.training.device import cpu_threads
 from pausebench.training.progress import Progress

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from pausebench import cli
-from pausebench.commands.plan import as_commands, override
+from pausebench.commands.study_plan import as_commands, override
 
 pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="needs the extra pausebench[sweep]")
 pytest.importorskip("matplotlib", reason="needs the extra pausebench[report]")

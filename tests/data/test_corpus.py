@@ -17,7 +17,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pausebench.config import PretrainConfig
 from pausebench.data import corpus, vocabulary
 from pausebench.data.batches import Batch, Batches, text_batches
 from pausebench.data.corpus import TRAIN, VALIDATION, FileCorpus, PackedRows, fingerprint, open_corpus, shuffled
@@ -37,6 +36,7 @@ from pausebench.groups import (
     WorldConfig,
 )
 from pausebench.pauses import IGNORE_INDEX, draw_places, inject
+from pausebench.stages import PretrainConfig
 
 BYTE = ByteTokenizer()
 MODEL = ModelConfig(name="x", n_layers=1, n_heads=1, d_model=8, d_mlp=8, max_positions=64)

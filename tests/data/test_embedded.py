@@ -13,7 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from pausebench.config import FinetuneConfig, PretrainConfig
 from pausebench.data.batches import Batch, Batches, RowLayout, document_batches, generated_batches
 from pausebench.data.embedded import (
     TEST_SEED,
@@ -35,6 +34,7 @@ from pausebench.groups import (
     WorldConfig,
 )
 from pausebench.pauses import IGNORE_INDEX
+from pausebench.stages import FinetuneConfig, PretrainConfig
 from pausebench.tasks import TASKS, Example
 
 COUNT_WORLDS = ["count16", "count20", "count24"]

@@ -14,7 +14,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from pausebench.config import FinetuneConfig
 from pausebench.data.batches import Batch, Batches, DatasetBatches, RowLayout
 from pausebench.data.files import Located, read_split
 from pausebench.data.lengths import encode, fit
@@ -34,6 +33,7 @@ from pausebench.groups import (
     WorldConfig,
 )
 from pausebench.pauses import IGNORE_INDEX
+from pausebench.stages import FinetuneConfig
 from pausebench.tasks import TASKS
 
 Row = dict[str, Any]

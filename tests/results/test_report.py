@@ -16,7 +16,7 @@ import synthetic
 from rich.console import Console
 
 from pausebench.errors import BadInput, RunFailed
-from pausebench.results.analysis import check_instrument, headline, secondary_contrasts
+from pausebench.results.analysis import check_instrument, primary_family, secondary_contrasts
 from pausebench.results.collect import load_studies
 from pausebench.results.figures import read_curve
 from pausebench.results.page import write_report
@@ -89,9 +89,8 @@ def parsed(page: str) -> Tags:
 
 def test_a_planted_effect_is_found(tmp_path: Path) -> None:
     runs = demo(tmp_path, planted(0.2, 0.005))
-    head = headline(load_studies(runs)[0])
-    assert head.contrast is not None
-    assert head.contrast.comparison.difference == pytest.approx(0.2, abs=0.02)
+    (contrast,) = primary_family(load_studies(runs)[0]).contrasts
+    assert contrast.comparison.difference == pytest.approx(0.2, abs=0.02)
     assert "PausePT_PauseFT scores higher than StdPT_StdFT" in page_of(runs)
     assert "PausePT_PauseFT scores higher" in " ".join(terminal_of(runs).split())
 
@@ -321,8 +320,7 @@ def test_a_study_over_worlds_is_tested_with_the_seed_as_unit(tmp_path: Path) -> 
     primary = {"panel": "variants_causal", "task": "parity", "treatment": "PausePT_PauseFT", "control": "StdPT_StdFT"}
     synthetic.write_study(tmp_path, [panel], score, result="larger", seeds=seeds, primary=primary)
     study = load_studies(tmp_path)[0]
-    contrast = headline(study).contrast
-    assert contrast is not None
+    (contrast,) = primary_family(study).contrasts
     assert contrast.comparison.n == 5
     assert contrast.comparison.difference == pytest.approx(0.05 + 0.016 * 2)
     secondary = secondary_contrasts(study)
@@ -340,8 +338,7 @@ def test_the_family_neither_repeats_a_pair_nor_shrinks_when_runs_are_missing(tmp
     assert len(pairs) == len(set(pairs)) == len(empty)
     # Variants: 2 more on parity, 3 on majority. K: 2 and 16 for both. M: 5 for both. Fillers: 2 on 4 models.
     assert len(whole) == 5 + 4 + 10 + 8
-    primary = headline(load_studies(tmp_path / "whole")[0]).contrast
-    assert primary is not None
+    (primary,) = primary_family(load_studies(tmp_path / "whole")[0]).contrasts
     assert (primary.treatment.names, primary.control.names) not in pairs
 
 

@@ -11,11 +11,12 @@ from typing import Any, Protocol
 from pausebench.commands import runs
 from pausebench.commands.evaluate import evaluate_folder, filler_id
 from pausebench.commands.runs import override
-from pausebench.config import EvaluateConfig, FinetuneConfig, PretrainConfig, ReproduceConfig
+from pausebench.config import EvaluateConfig, ReproduceConfig
 from pausebench.data.vocabulary import open_tokenizer
 from pausebench.errors import BadInput
 from pausebench.groups import Source
 from pausebench.results.run_folder import RunFolder
+from pausebench.stages import FinetuneConfig, PretrainConfig
 
 KINDS = ("bottleneck", "variants", "k_curve", "m_curve", "filler")
 ON_OFF = {"std": "off", "pause": "on"}
