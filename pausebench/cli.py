@@ -19,6 +19,8 @@ from pausebench.config import COMMANDS
 from pausebench.errors import BadInput, Interrupted, PausebenchError, RunFailed
 from pausebench.help import choices, command_help, conf_dir, option_names, overview
 
+STUDIES = ("reproduce",)
+
 
 def main() -> NoReturn:
     """Console entry point."""
@@ -52,6 +54,8 @@ def run(arguments: list[str]) -> int:
     if "-h" in rest or "--help" in rest:
         print(command_help(command))
         return 0
+    if command in STUDIES:  # Hydra would take a task for a choice of the group, and a study has a list of them
+        rest = [re.sub(r"^task=", "tasks=", given) for given in rest]
     try:
         if "-m" in rest or "--multirun" in rest:
             return _sweep(command, [item for item in rest if item not in ("-m", "--multirun")])

@@ -76,12 +76,26 @@ class EvaluateConfig(RunConfig):
         return [k if value is None else value for value in (self.mt if isinstance(self.mt, list) else [self.mt])]
 
 
+def _listed(given: Any) -> list[Any] | None:
+    """A number or a list as a list; None stays None."""
+    return given if given is None or isinstance(given, list) else [given]
+
+
 @dataclass(frozen=True)
 class ReproduceConfig(RunConfig):
     """Plan, run, resume and report a whole study."""
 
     result: Any = option(MISSING, "group: which study")
     seeds: Any = option(None, "a number of seeds or a list of them (none: the study's)")
+    tasks: Any = option(None, "typed task=[A,B]: these tasks instead of the study's own")
+    k: Any = option(
+        None, "K, pauses in finetuning, a number or a list (none: the study's); K = 0 stays where it is a baseline"
+    )
+    mt: Any = option(None, "M, pauses at inference, a number or a list, where the study sweeps it (none: the study's)")
+    controls: list[str] = option(
+        [],
+        "also these: hidden_pretraining, hidden_finetuning, hidden, one_pause, shifted, filler, layers, steps",
+    )
     model: ModelConfig | None = option(None, "group: the model of every cell (none: the tasks' own)")
     data: DataConfig | None = option(None, "group: where text and rows come from (none: the tasks' own)")
     corpus: CorpusConfig | None = option(None, "group: the pretraining text of data=files and data=hub (none: c4)")
@@ -99,6 +113,33 @@ class ReproduceConfig(RunConfig):
         require(
             valid, f"seeds={self.seeds}", "must be a number of seeds or a list", "For example seeds=3 or seeds=[0,1]."
         )
+        for name in ("k", "mt"):
+            given, values = getattr(self, name), _listed(getattr(self, name)) or []
+            require(
+                given is None or (len(values) > 0 and all(type(value) is int and value >= 0 for value in values)),
+                f"{name}={given}",
+                "must be a number from 0 upwards or a list of them",
+                f"For example {name}=10 or {name}=[10,50].",
+            )
+        names = _listed(self.tasks)
+        require(
+            names is None or (len(names) > 0 and all(isinstance(name, str) for name in names)),
+            f"task={self.tasks}",
+            "must be a task or a list of tasks",
+            "For example task=[squad,gsm8k]; pausebench tasks lists them.",
+        )
+
+    @property
+    def task_list(self) -> list[str] | None:
+        return _listed(self.tasks)
+
+    @property
+    def k_list(self) -> list[int] | None:
+        return _listed(self.k)
+
+    @property
+    def mt_list(self) -> list[int] | None:
+        return _listed(self.mt)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from pausebench.commands.panels import typed_lists
 from pausebench.commands.study_plan import Cell, Cells, Plan, as_commands, build_plan, chosen_names
 from pausebench.config import ReproduceConfig
 from pausebench.errors import Interrupted, PausebenchError, RunFailed
@@ -79,6 +80,8 @@ def study_name(config: ReproduceConfig) -> str:
         "limit": config.limit,
         "tokenizer": plain(config.tokenizer) if own_tokenizer else None,
     }
+    lists = typed_lists(config)
+    narrowed |= {"lists": lists} if lists else {}
     return run_name(name, narrowed) if any(narrowed.values()) else name
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from pausebench.commands import runs
-from pausebench.commands.evaluate import evaluate_folder, filler_id
+from pausebench.commands import panels, runs
+from pausebench.commands.evaluate import evaluate_folder
+from pausebench.commands.panels import Arm
 from pausebench.commands.runs import override
 from pausebench.config import EvaluateConfig, ReproduceConfig
 from pausebench.data.vocabulary import open_tokenizer
@@ -18,7 +19,7 @@ from pausebench.groups import Source
 from pausebench.results.run_folder import RunFolder
 from pausebench.stages import FinetuneConfig, PretrainConfig
 
-KINDS = ("bottleneck", "variants", "k_curve", "m_curve", "filler")
+ANY_SEED = 2**31 - 1  # a cell is composed once with it, for all its seeds
 ON_OFF = {"std": "off", "pause": "on"}
 
 
@@ -32,13 +33,17 @@ class Cells(Protocol):
 
 @dataclass
 class Cell:
-    """One command: its overrides, the folders it fills, and the folders it needs."""
+    """One command: its overrides, the folders it fills, and the folders it needs.
+
+    config: of the training, or of the run that is evaluated. evaluation: of an evaluate cell.
+    """
 
     command: str
     overrides: list[str]
     folders: list[RunFolder]
     parents: list[RunFolder] = field(default_factory=list)
-    finetune: FinetuneConfig | None = None
+    config: PretrainConfig | FinetuneConfig | None = None
+    evaluation: EvaluateConfig | None = None
 
     @property
     def name(self) -> str:
@@ -61,13 +66,14 @@ class Cell:
     def launch_overrides(self, config: ReproduceConfig) -> list[str]:
         """The overrides to run it with here: beside its own, what does not change the result."""
         own = [*self.overrides, override("runs", config.runs), f"device={config.device}", "quiet=true"]
-        own.append(f"threads={config.threads or config.result.get('threads', 1)}")
+        own.append(f"threads={config.threads or config.result.get('threads', 1) or 'null'}")
         if self.command != "evaluate":
             own.append("tracking=off")
-        if self.finetune is not None and self.parents:
+        if self.command == "finetune" and any(given.startswith("pretraining=") for given in self.overrides):
+            assert isinstance(self.config, FinetuneConfig)
             # Other runs in the folder may fit pretraining= as well; then the plan's own parent is named.
             try:
-                found = runs.find_parent(self.finetune, open_tokenizer(self.finetune).fingerprint).name
+                found = runs.find_parent(self.config, open_tokenizer(self.config).fingerprint).name
             except BadInput:
                 found = ""
             if found != self.parents[0].name:
@@ -89,7 +95,7 @@ class Plan:
     def as_json(self, name: str) -> dict[str, Any]:
         """What ``plan.json`` holds; the report reads nothing else of the study."""
         result = self.config.result
-        command = f"pausebench reproduce result={result['name']}"
+        command = " ".join([f"pausebench reproduce result={result['name']}", *panels.typed_lists(self.config)])
         if self.config.seeds is not None:
             command += f" seeds={self.config.seeds}".replace(", ", ",")
         command += "".join(f" {word}" for word in chosen_data(self.config))
@@ -100,7 +106,9 @@ class Plan:
             command += f" 'overrides=[{quoted}]'"
         if self.config.runs != "runs":
             command += f" {override('runs', self.config.runs)}"
-        chosen = chosen_names(self.config)
+        chosen, primary = chosen_names(self.config), result["primary"]
+        if primary is not None and self.config.task_list and primary.get("task") not in self.config.task_list:
+            primary = {name: value for name, value in primary.items() if name != "task"}
         narrowed = "" if name == "-".join([result["name"], *chosen]) else " (narrowed)"
         return {
             "result": name,
@@ -108,7 +116,8 @@ class Plan:
             "seeds": study_seeds(self.config),
             "unit": result["unit"],
             "notes": result.get("notes", []),
-            "primary": result["primary"],
+            "primary": primary,
+            "published": result.get("published"),
             "command": command,
             "panels": self.panels,
             "stages": [
@@ -148,95 +157,136 @@ def chosen_names(config: ReproduceConfig) -> list[str]:
 def build_plan(config: ReproduceConfig, cells: Cells) -> Plan:
     """Compose every cell of a study. Raises ``BadInput`` for the first one that is not valid.
 
-    A panel is a product of its lists: task, world, pretraining, k, seeds, and for the evaluation filler and mt. Panels
-    share cells, and each is run once. A panel's ``overrides`` and ``pretrain_overrides`` are appended to its finetune
-    and pretrain cells.
+    Panels share cells, and each is run once. A panel's ``overrides`` and ``pretrain_overrides`` are appended to its
+    finetune and pretrain cells.
     """
-    pretrains: dict[tuple[str, ...], Cell] = {}
-    finetunes: dict[str, Cell] = {}
-    evaluated: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
-    panels = []
-    # With two pretrainings of one kind in a study, pretraining= no longer says which.
-    ambiguous = any("pretrain_overrides" in panel for panel in config.result["panels"].values())
-    for panel_id, panel in config.result["panels"].items():
-        if panel["kind"] not in KINDS:
-            raise BadInput(f"panel {panel_id} has kind={panel['kind']}; allowed are {', '.join(KINDS)}.")
-        shown: list[dict[str, Any]] = []
-        seeds = list(panel.get("seeds", study_seeds(config)))
-        grid = itertools.product(panel["task"], panel.get("world", [None]), panel["pretraining"], panel["k"], seeds)
-        for task, world, pretraining, k, seed in grid:
-            overrides = [f"task={task}", *([f"world={world}"] if world else []), *chosen_data(config)]
-            overrides += ["init=random"] if pretraining == "none" else [f"pretraining={pretraining}"]
-            overrides += [f"k={k}", f"seed={seed}", *panel.get("overrides", []), *config.overrides]
-            finetuned: FinetuneConfig = cells.compose("finetune", [*overrides, override("runs", config.runs)])
-            parent, needed = runs.RANDOM, []
-            if pretraining != "none":
-                extra = [*panel.get("pretrain_overrides", []), *config.overrides]
-                pretrain = _pretrain_cell(finetuned, pretraining, extra, config.runs, cells, pretrains)
-                needed = [pretrain.folders[0]]
-                parent = runs.planned_parent(pretrain.name, pretraining, finetuned.pretraining_seed)
-                if ambiguous:
-                    which = overrides.index(f"pretraining={pretraining}")
-                    overrides[which] = override("init", str(pretrain.folders[0].path))
-            folder = runs.finetune_folder(finetuned, parent)
-            searched = finetuned if needed and not ambiguous else None
-            finetunes.setdefault(folder.name, Cell("finetune", overrides, [folder], needed, searched))
-            fillers = panel.get("filler", ["pause"])
-            for filler, m in itertools.product(fillers, panel.get("mt", [finetuned.pauses])):
-                filler = "pause" if m == 0 else filler
-                if filler not in ("pause", "end"):
-                    filler_id(filler, open_tokenizer(finetuned))
-                evaluation = EvaluateConfig(runs=config.runs, run=folder.name, filler=filler, limit=config.limit)
-                target = evaluate_folder(evaluation, folder.name, finetuned.placement, m)
-                entry = {
-                    "name": target.name,
-                    "task": task,
-                    "world": finetuned.corpus_name,
-                    "pretraining": pretraining,
-                    "variant": runs.variant(pretraining, finetuned.pauses),
-                    "k": finetuned.k,
-                    "mt": m,
-                    "filler": {"pause": "<pause>", "end": "<end>"}.get(filler, filler),
-                    "prefix": finetuned.prefix.value,
-                    "seed": seed,
-                }
-                evaluated.setdefault((folder.name, filler), {})[m] = {"entry": entry, "folder": target, "run": folder}
-                if entry not in shown:
-                    shown.append(entry)
-        panels.append({"id": panel_id, "kind": panel["kind"], "title": panel["title"], "cells": shown})
-    by_name = {cell.name: cell for cell in pretrains.values()}  # other overrides may spell the same run
-    stages = {"pretrain": list(by_name.values()), "finetune": list(finetunes.values())}
-    stages["evaluate"] = [_evaluate_cell(filler, config.limit, by_m) for (_, filler), by_m in evaluated.items()]
-    return Plan(config, {command: stage for command, stage in stages.items() if stage}, panels)
+    builder = _Builder(config, cells)
+    specs: dict[str, dict[str, Any]] = dict(config.result["panels"])
+    panels.refuse_unused(list(specs.values()), config)
+    shown = [
+        {
+            "id": name,
+            "kind": panel["kind"],
+            "title": panel["title"],
+            "cells": builder.entries(panels.arms(name, panel, config), panel),
+        }
+        for name, panel in specs.items()
+    ]
+    if config.controls:
+        source = panels.source_of_controls(config)
+        arms = panels.control_arms(config, source)
+        shown.append(
+            {"id": "controls", "kind": "controls", "title": "Controls", "cells": builder.entries(arms, source)}
+        )
+    return Plan(config, builder.stages(), shown)
 
 
-def _pretrain_cell(
-    finetuned: FinetuneConfig,
-    pretraining: str,
-    extra: list[str],
-    root: str,
-    cells: Cells,
-    known: dict[tuple[str, ...], Cell],
-) -> Cell:
-    """The parent's cell, composed once for all the finetunings that share it."""
-    own = [*runs.data_overrides(finetuned), f"pause={ON_OFF[pretraining]}", f"seed={finetuned.pretraining_seed}"]
-    overrides = list(dict.fromkeys([*own, *extra]))
-    key = tuple(overrides)
-    if key not in known:
-        pretrain: PretrainConfig = cells.compose("pretrain", [*overrides, override("runs", root)])
-        known[key] = Cell("pretrain", overrides, [runs.pretrain_folder(pretrain)])
-    return known[key]
+class _Builder:
+    """Collects the cells of all panels, each once."""
+
+    def __init__(self, config: ReproduceConfig, cells: Cells) -> None:
+        self._config = config
+        self._cells = cells
+        self._composed: dict[tuple[str, ...], Any] = {}
+        self._pretrains: dict[str, Cell] = {}
+        self._finetunes: dict[str, Cell] = {}
+        self._evaluations: dict[tuple[str, str], dict[int, RunFolder]] = {}
+        # With two pretrainings of one kind in a study, pretraining= no longer says which.
+        self._ambiguous = any("pretrain_overrides" in panel for panel in config.result["panels"].values())
+
+    def entries(self, arms: Sequence[Arm], panel: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """The evaluated cells of these arms, with what the report has to know of each."""
+        seeds = list(panel.get("seeds", study_seeds(self._config)))
+        found = {entry["name"]: entry for arm in arms for seed in seeds for entry in self._evaluated(arm, seed)}
+        return list(found.values())
+
+    def stages(self) -> dict[str, list[Cell]]:
+        """What was collected, by command; a stage without cells is left out."""
+        found = {
+            "pretrain": list(self._pretrains.values()),
+            "finetune": list(self._finetunes.values()),
+            "evaluate": [
+                _evaluate_cell(self._finetunes[run], filler, self._config, folders)
+                for (run, filler), folders in self._evaluations.items()
+            ],
+        }
+        return {command: stage for command, stage in found.items() if stage}
+
+    def _evaluated(self, arm: Arm, seed: int) -> Iterator[dict[str, Any]]:
+        cell = self._finetuned(arm, seed)
+        finetuned, run = cell.config, cell.folders[0]
+        assert isinstance(finetuned, FinetuneConfig)
+        for filler, m in itertools.product(arm.fillers, arm.mt or (finetuned.pauses,)):
+            filler = "pause" if m == 0 else filler
+            evaluation = EvaluateConfig(runs=self._config.runs, run=run.name, filler=filler, limit=self._config.limit)
+            folder = evaluate_folder(evaluation, run.name, finetuned.placement, m)
+            self._evaluations.setdefault((run.name, filler), {})[m] = folder
+            yield {
+                "name": folder.name,
+                "task": arm.task,
+                "world": finetuned.corpus_name,
+                "pretraining": arm.pretraining,
+                "variant": runs.variant(arm.pretraining, finetuned.pauses),
+                "k": finetuned.k,
+                "mt": m,
+                "filler": {"pause": "<pause>", "end": "<end>"}.get(filler, filler),
+                "placement": finetuned.placement.value,
+                "prefix": finetuned.prefix.value,
+                "seed": seed,
+                "control": arm.control,
+            }
+
+    def _finetuned(self, arm: Arm, seed: int) -> Cell:
+        """The finetune cell of an arm and a seed, and behind it its parent's."""
+        chosen = self._config
+        start = "init=random" if arm.pretraining == "none" else f"pretraining={arm.pretraining}"
+        fixed = [f"task={arm.task}", *([f"world={arm.world}"] if arm.world else []), *chosen_data(chosen), start]
+        fixed += [f"k={arm.k}", *([f"placement={arm.placement}"] if arm.placement != "append" else [])]
+        own = [*arm.finetune, *chosen.overrides]
+        config = _with_seed(self._compose("finetune", [*fixed, f"seed={ANY_SEED}", *own]), seed)
+        overrides = [*fixed, f"seed={seed}", *own]
+        parents = []
+        if arm.pretraining != "none":
+            parents.append(self._pretrained(arm, config).folders[0])
+            if self._ambiguous or arm.pretrain:
+                overrides[overrides.index(start)] = override("init", str(parents[0].path))
+        name = parents[0].name if parents else None
+        parent = runs.planned_parent(name, arm.pretraining, config.pretraining_seed) if name else runs.RANDOM
+        folder = runs.finetune_folder(config, parent)
+        return self._finetunes.setdefault(folder.name, Cell("finetune", overrides, [folder], parents, config))
+
+    def _pretrained(self, arm: Arm, finetuned: FinetuneConfig) -> Cell:
+        """The parent's cell, composed once for all the finetunings that share it."""
+        own = [*runs.data_overrides(finetuned), f"pause={ON_OFF[arm.pretraining]}"]
+        more = [*arm.pretrain, *self._config.overrides]
+        overrides = list(dict.fromkeys([*own, f"seed={finetuned.pretraining_seed}", *more]))
+        config: PretrainConfig = self._compose("pretrain", overrides)
+        folder = runs.pretrain_folder(config)
+        return self._pretrains.setdefault(folder.name, Cell("pretrain", overrides, [folder], config=config))
+
+    def _compose(self, command: str, overrides: Sequence[str]) -> Any:
+        key = (command, *overrides)
+        if key not in self._composed:
+            self._composed[key] = self._cells.compose(command, [*overrides, override("runs", self._config.runs)])
+        return self._composed[key]
 
 
-def _evaluate_cell(filler: str, limit: int | None, by_m: dict[int, dict[str, Any]]) -> Cell:
+def _with_seed(config: FinetuneConfig, seed: int) -> FinetuneConfig:
+    """A config composed with ``ANY_SEED`` for another seed, which its parent's may follow."""
+    follows = config.pretraining_seed == ANY_SEED
+    return replace(config, seed=seed, pretraining_seed=seed if follows else config.pretraining_seed)
+
+
+def _evaluate_cell(run: Cell, filler: str, config: ReproduceConfig, folders: dict[int, RunFolder]) -> Cell:
     """All M of one finetuned run and one filler: they share the load."""
-    run: RunFolder = next(iter(by_m.values()))["run"]
-    overrides = [override("run", str(run.path)), f"mt=[{','.join(map(str, sorted(by_m)))}]"]
+    counts = sorted(folders)
+    overrides = [override("run", str(run.folders[0].path)), f"mt=[{','.join(map(str, counts))}]"]
     if filler != "pause":
         overrides.append(f"filler={filler}")
-    if limit is not None:
-        overrides.append(f"limit={limit}")
-    return Cell("evaluate", overrides, [by_m[m]["folder"] for m in sorted(by_m)], [run])
+    if config.limit is not None:
+        overrides.append(f"limit={config.limit}")
+    evaluation = EvaluateConfig(runs=config.runs, run=run.name, mt=counts, filler=filler, limit=config.limit)
+    return Cell("evaluate", overrides, [folders[m] for m in counts], [run.folders[0]], run.config, evaluation)
 
 
 def as_commands(command: str, cells: Iterable[Sequence[str]], runs_root: str) -> list[str]:
@@ -256,9 +306,9 @@ def as_commands(command: str, cells: Iterable[Sequence[str]], runs_root: str) ->
 
 
 def _products(rows: Sequence[tuple[str, ...]]) -> list[list[list[str]]]:
-    """Split rows into as few products as a cut along the first uneven column gives."""
+    """Split rows into products, cutting along the column with the fewest values first."""
     columns = [list(dict.fromkeys(column)) for column in zip(*rows, strict=True)]
     if math.prod(len(column) for column in columns) == len(set(rows)):
         return [columns]
-    index = next(index for index, column in enumerate(columns) if len(column) > 1)
+    index = min((i for i, column in enumerate(columns) if len(column) > 1), key=lambda i: len(columns[i]))
     return [product for value in columns[index] for product in _products([row for row in rows if row[index] == value])]
