@@ -80,8 +80,8 @@ def study_name(config: ReproduceConfig) -> str:
         "limit": config.limit,
         "tokenizer": plain(config.tokenizer) if own_tokenizer else None,
     }
-    lists = typed_lists(config)
-    narrowed |= {"lists": lists} if lists else {}
+    narrowed |= {"lists": lists} if (lists := typed_lists(config)) else {}
+    narrowed |= {"finetune_overrides": config.finetune_overrides} if config.finetune_overrides else {}
     return run_name(name, narrowed) if any(narrowed.values()) else name
 
 

@@ -101,9 +101,10 @@ class Plan:
         command += "".join(f" {word}" for word in chosen_data(self.config))
         if self.config.limit is not None:
             command += f" limit={self.config.limit}"
-        if self.config.overrides:
-            quoted = ",".join(f'"{item}"' for item in self.config.overrides)
-            command += f" 'overrides=[{quoted}]'"
+        for option in ("overrides", "finetune_overrides"):
+            if given := getattr(self.config, option):
+                quoted = ",".join(f'"{item}"' for item in given)
+                command += f" '{option}=[{quoted}]'"
         if self.config.runs != "runs":
             command += f" {override('runs', self.config.runs)}"
         chosen, primary = chosen_names(self.config), result["primary"]
@@ -242,7 +243,7 @@ class _Builder:
         start = "init=random" if arm.pretraining == "none" else f"pretraining={arm.pretraining}"
         fixed = [f"task={arm.task}", *([f"world={arm.world}"] if arm.world else []), *chosen_data(chosen), start]
         fixed += [f"k={arm.k}", *([f"placement={arm.placement}"] if arm.placement != "append" else [])]
-        own = [*arm.finetune, *chosen.overrides]
+        own = [*arm.finetune, *chosen.overrides, *chosen.finetune_overrides]
         config = _with_seed(self._compose("finetune", [*fixed, f"seed={ANY_SEED}", *own]), seed)
         overrides = [*fixed, f"seed={seed}", *own]
         parents = []

@@ -133,3 +133,11 @@ def test_a_parent_seed_that_follows_the_seed_still_does(capsys: pytest.CaptureFi
 def test_what_cannot_be_meant_is_refused(capsys: pytest.CaptureFixture[str], overrides: list[str], words: str) -> None:
     assert cli.run(["reproduce", *overrides, "dry_run=true"]) == 2
     assert re.search(words, capsys.readouterr().err)
+
+
+def test_overrides_of_the_finetuning_leave_its_parents_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    few = ("result=table1", "model=tiny", "task=squad", "seeds=1")
+    usual, shorter = planned(capsys, *few), planned(capsys, *few, 'finetune_overrides=["train.steps=5"]')
+    assert shorter["pretrain"] == usual["pretrain"]
+    assert {c["train.steps"] for c in shorter["finetune"]} == {"5"}
+    assert not {c["run"] for c in shorter["evaluate"]} & {c["run"] for c in usual["evaluate"]}
