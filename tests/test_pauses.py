@@ -238,7 +238,9 @@ def test_without_pauses_the_last_prefix_token_predicts_and_placement_makes_no_di
     )
     assert append.input_ids[0].tolist() == [1, 2, 3, 7]
     assert append.labels[0].tolist() == [IGNORE_INDEX, IGNORE_INDEX, 7, 8]
-    assert all(torch.equal(getattr(append, name), getattr(prepend, name)) for name in vars(append))
+    names = ("input_ids", "labels", "roles", "lengths", "readout")
+    assert all(torch.equal(getattr(append, name), getattr(prepend, name)) for name in names)
+    assert append.positions is prepend.positions is None
 
 
 def test_a_filler_stands_where_the_pauses_would() -> None:

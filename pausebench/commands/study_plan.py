@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from pausebench.commands import runs
-from pausebench.commands.evaluate import evaluate_folder, filler_id
+from pausebench.commands.evaluate import evaluate_folder
 from pausebench.commands.runs import override
 from pausebench.config import EvaluateConfig, ReproduceConfig
+from pausebench.data.batches import filler_id
 from pausebench.data.vocabulary import open_tokenizer
 from pausebench.errors import BadInput
 from pausebench.groups import Source

@@ -33,6 +33,7 @@ RELAY = dataclasses.replace(TASKS["relay"], generated_rows=60)
 Worlds = Callable[[str], WorldConfig]
 Models = Callable[..., Decoder]
 ROW_TENSORS = ("input_ids", "labels", "roles")
+OF_ROWS = ("lengths", "readout")
 
 
 class RaggedWorld:
@@ -175,7 +176,8 @@ def rows_of(lengths: list[int]) -> Rows:
     input_ids = torch.randint(0, 14, (len(lengths), max(lengths)), generator=generator)
     padding = torch.arange(max(lengths)) >= torch.tensor(lengths)[:, None]
     roles = torch.where(padding, Role.PADDING.value, Role.PREFIX.value).to(torch.int8)
-    return Rows(input_ids.masked_fill(padding, 14), input_ids, roles, torch.tensor(lengths))
+    ends = torch.tensor(lengths)
+    return Rows(input_ids.masked_fill(padding, 14), input_ids, roles, ends, ends - 1)
 
 
 def test_a_pause_is_never_emitted_even_where_it_has_the_largest_logit(
@@ -222,7 +224,7 @@ def test_finished_rows_leave_the_batch_and_the_others_answer_as_if_alone(
     for index, length in enumerate(rows.lengths.tolist()):
         one = Rows(
             *(getattr(rows, name)[index : index + 1, :length] for name in ROW_TENSORS),
-            rows.lengths[index : index + 1],
+            *(getattr(rows, name)[index : index + 1] for name in OF_ROWS),
         )
         assert decoded(model, one, AttentionKind.causal, **options) == [together[index]]
 
@@ -289,7 +291,7 @@ def test_a_row_at_the_limit_stops_by_itself_whatever_batch_it_is_in(
     unlimited = decoded(model, rows, kind, **options)
     stopped = 0
     for first in range(0, 10, batch_size):
-        part = Rows(*(getattr(rows, field.name)[first : first + batch_size] for field in dataclasses.fields(rows)))
+        part = Rows(*(getattr(rows, name)[first : first + batch_size] for name in (*ROW_TENSORS, *OF_ROWS)))
         width = int(part.lengths.max())
         part = dataclasses.replace(part, **{name: getattr(part, name)[:, :width] for name in ROW_TENSORS})
         answers = decoded(model, part, kind, limit=10, **options)
