@@ -46,7 +46,9 @@ class EvaluateConfig(RunConfig):
 
     run: str = option(MISSING, "folder of a finetune run, or its name")
     mt: Any = option(None, "M, pauses at inference: an integer or a list (none: the run's K)")
-    filler: str = option("pause", "pause, or a word of the vocabulary that stands in for it (section 5.2)")
+    filler: str | None = option(
+        None, "token in the pauses' places: pause, end, or text that is one token (section 5.2; none: as finetuned)"
+    )
     placement: Placement | None = option(None, "append or prepend (none: as finetuned)")
     limit: int | None = option(None, "score only the first so many test rows (none: all)")
     batch_size: int | None = option(

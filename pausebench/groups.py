@@ -46,6 +46,14 @@ class AttentionKind(Enum):
     bottleneck = "bottleneck"  # causal, and the target side reads the pauses only, never the prefix (task relay)
 
 
+class PauseVisibility(Enum):
+    """Who may attend to a pause (the readers' controls: docs/controls.md)."""
+
+    all = "all"  # whoever the attention kind lets see it: the paper
+    readout = "readout"  # itself and the read-out: the next position from which a real token is predicted
+    self = "self"  # itself alone: nothing that it computes reaches anybody
+
+
 class Pretraining(Enum):
     """Which pretrained checkpoint a finetuning starts from."""
 

@@ -8,6 +8,9 @@ Three operations, all batched tensor functions without state (Goyal et al., ICLR
   target is supervised, so with ``append`` the last pause predicts its first token.
 - ``inference_rows``: the same without the target; decoding starts at the last position of each row.
 
+A row's read-out is the position that predicts its first target token: the last pause, the last token of a cue, or with
+``prepend`` the last prefix token.
+
 Invariant: ``<pause>`` is never a label.
 
 Shapes: B rows, T positions, P prefix tokens, A target tokens, N pauses drawn for a row of pretraining text.
@@ -15,7 +18,7 @@ Shapes: B rows, T positions, P prefix tokens, A target tokens, N pauses drawn fo
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 import torch
@@ -41,13 +44,23 @@ class Rows:
     """Model-ready rows, right-padded.
 
     input_ids: int64 [B, T]; labels: int64 [B, T], the NEXT token or IGNORE_INDEX; roles: int8 [B, T] of ``Role``;
-    lengths: int64 [B], tokens that are not padding.
+    lengths: int64 [B], tokens that are not padding; readout: int64 [B], the place that predicts the first target token;
+    positions: int64 [B, T], None where they count from 0; jump: what stands behind the pauses' places, and whatever is
+    decoded behind the row, is at its place plus this.
     """
 
     input_ids: Tensor
     labels: Tensor
     roles: Tensor
     lengths: Tensor
+    readout: Tensor
+    positions: Tensor | None = None
+    jump: int = 0
+
+    @property
+    def readouts(self) -> Tensor:
+        """bool [B, T], True at each row's read-out."""
+        return torch.arange(self.input_ids.shape[1], device=self.readout.device) == self.readout[:, None]
 
 
 def pause_count(length: int, fraction: float) -> int:
@@ -93,6 +106,17 @@ def inject(input_ids: Tensor, supervised: Tensor, places: Tensor, pause_id: int)
     return injected, labels
 
 
+def injected_roles(input_ids: Tensor, pause_id: int) -> tuple[Tensor, Tensor]:
+    """(roles, read-outs) of injected rows: int8 and bool, both [B, T]; text counts as target.
+
+    The read-out of a run of adjacent pauses is its last, the one whose next token is real, also where the row ends.
+    """
+    is_pause = input_ids == pause_id
+    readouts = is_pause.clone()
+    readouts[:, :-1] &= ~is_pause[:, 1:]
+    return torch.where(is_pause, Role.PAUSE.value, Role.TARGET.value).to(torch.int8), readouts
+
+
 def finetuning_rows(
     prefix: Tensor,
     prefix_lengths: Tensor,
@@ -104,6 +128,7 @@ def finetuning_rows(
     placement: Placement,
     pause_id: int,
     pad_id: int,
+    shift: int = 0,
 ) -> Rows:
     """Prefix, K pauses, cue, target; loss on the target alone (section 3.1, Algorithm 2).
 
@@ -115,12 +140,16 @@ def finetuning_rows(
         target: int64 [B, A] right-padded, with target_lengths int64 [B].
         cue: int64 [C].
         k: pauses, the same for every row of a task; ``k=0`` is standard finetuning.
+        shift: whatever stands behind the pauses' place is at least so many positions further on than without pauses:
+            the positions of ``k=shift`` without its pauses. Pauses stand in the gap that this leaves, from its
+            beginning, so ``k >= shift`` changes nothing.
     """
     pauses_at = torch.zeros_like(prefix_lengths) if placement is Placement.prepend else prefix_lengths
     prefix_at = prefix_lengths.new_full(prefix_lengths.shape, k if placement is Placement.prepend else 0)
     cue_at = prefix_lengths + k
     target_at = cue_at + len(cue)
     lengths = target_at + target_lengths
+    jump = max(0, shift - k)
     t = torch.arange(int(lengths.max()), device=prefix.device).expand(len(prefix), -1)
 
     def inside(start: Tensor, count: Tensor | int) -> Tensor:
@@ -150,11 +179,22 @@ def finetuning_rows(
     labels = torch.where(in_target[:, 1:], tokens[:, 1:], IGNORE_INDEX)
     padding = t >= lengths[:, None] - 1  # a row's last target token, too, where the batch has longer rows
     tokens, roles = tokens.masked_fill(padding, pad_id), roles.masked_fill(padding, Role.PADDING.value)
-    return Rows(tokens[:, :-1], labels, roles[:, :-1], lengths - 1)
+    positions = None
+    if jump:
+        positions = (t + jump * (t >= pauses_at[:, None] + k)).masked_fill_(padding, 0)[:, :-1]
+    return Rows(tokens[:, :-1], labels, roles[:, :-1], lengths - 1, target_at - 1, positions, jump)
 
 
 def inference_rows(
-    prefix: Tensor, prefix_lengths: Tensor, cue: Tensor, *, m: int, placement: Placement, pause_id: int, pad_id: int
+    prefix: Tensor,
+    prefix_lengths: Tensor,
+    cue: Tensor,
+    *,
+    m: int,
+    placement: Placement,
+    pause_id: int,
+    pad_id: int,
+    shift: int = 0,
 ) -> Rows:
     """Prefix, M pauses, cue: what one parallel pass reads before the first token is decoded (section 3.1).
 
@@ -171,5 +211,6 @@ def inference_rows(
         placement=placement,
         pause_id=pause_id,
         pad_id=pad_id,
+        shift=shift,
     )
-    return Rows(rows.input_ids, torch.full_like(rows.labels, IGNORE_INDEX), rows.roles, rows.lengths)
+    return replace(rows, labels=torch.full_like(rows.labels, IGNORE_INDEX))

@@ -20,6 +20,7 @@ from pausebench.groups import (
     LengthLimit,
     ModelConfig,
     PauseConfig,
+    PauseVisibility,
     Placement,
     Precision,
     Pretraining,
@@ -115,6 +116,10 @@ class PretrainConfig(TrainingConfig):
 
     pause: PauseConfig = option(PauseConfig, "group: pause=on is PausePT, pause=off StdPT")
     pause_fraction: float = option(0.1, "pauses inserted, as a share of the row's length (section 4.1)")
+    pause_visibility: PauseVisibility = option(
+        PauseVisibility.all,
+        "who sees a pause: all, or (a control: docs/controls.md) itself and the read-out, or itself alone",
+    )
     sequence_length: int | None = option(
         None, "tokens in a row (none: the world's, or 2048 where the model has as many positions)"
     )
@@ -154,6 +159,7 @@ class PretrainConfig(TrainingConfig):
             length = self.world.sequence_length if self.embedded else min(2048, self.model.max_positions)
         return dataclasses.replace(
             self,
+            pause_visibility=self.pause_visibility if self.pause.enabled else PauseVisibility.all,
             sequence_length=length,
             tokenizer=self.tokenizer.resolved(),
             precision=_resolved(self.precision, self.model),
@@ -169,6 +175,7 @@ class PretrainConfig(TrainingConfig):
         fields = self.data_identity()
         if not self.pause.enabled:
             del fields["pause_fraction"]
+        _drop_defaults(fields, pause_visibility="all")
         return fields
 
 
@@ -182,6 +189,15 @@ class FinetuneConfig(TrainingConfig):
     default_k: int = option(8, "K where k is not given", identity=False)
     placement: Placement = option(Placement.append, "append or prepend the pauses (section 5.3)")
     prefix: AttentionKind = option(AttentionKind.bidirectional, "causal, bidirectional or bottleneck attention")
+    pause_visibility: PauseVisibility = option(
+        PauseVisibility.all,
+        "who sees a pause, here and in evaluate: all, or (a control) itself and the read-out, or itself alone",
+    )
+    shift: int = option(
+        0,
+        "a control for k=0: positions jump by so many where pauses would stand, and M pauses of evaluate fill that gap",
+    )
+    filler: str = option("pause", "token in the pauses' places: pause, end, or text that is one token, such as .")
     pretraining: Pretraining = option(
         Pretraining.pause, "std or pause: which pretrained parent to find in runs/pretrain"
     )
@@ -211,18 +227,31 @@ class FinetuneConfig(TrainingConfig):
             "pause=off means k=0",
             f"Type pause=off, or k={self.k} alone.",
         )
+        require(self.shift >= 0, f"shift={self.shift}", "must not be negative")
+        require(
+            self.shift == 0 or self._k == 0,
+            f"shift={self.shift} with k={self._k}" + (" (the task's default)" if self.k is None else ""),
+            "shift moves the positions of a finetuning without pauses",
+            f"Type shift={self.shift} k=0, or k={self._k} alone.",
+        )
 
     def resolved(self) -> FinetuneConfig:
         """Every open value filled in."""
-        k = self.k if self.k is not None else (self.default_k if self.pause.enabled else 0)
+        k = self._k
         return dataclasses.replace(
             self,
             k=k,
             pause=PauseConfig(enabled=k > 0),
+            pause_visibility=self.pause_visibility if k else PauseVisibility.all,
+            filler=self.filler if k else "pause",
             tokenizer=self.tokenizer.resolved(),
             precision=_resolved(self.precision, self.model),
             train=self.train.resolved(),
         )
+
+    @property
+    def _k(self) -> int:
+        return self.k if self.k is not None else (self.default_k if self.pause.enabled else 0)
 
     @property
     def pauses(self) -> int:
@@ -235,8 +264,9 @@ class FinetuneConfig(TrainingConfig):
         fields = self.data_identity()
         for name in ("pretraining", "pretraining_seed", "init"):
             del fields[name]
-        if self.k == 0:
+        if self.k == 0 and self.shift == 0:
             del fields["placement"]
+        _drop_defaults(fields, pause_visibility="all", shift=0, filler="pause")
         return fields | {"parent": parent}
 
 
@@ -251,6 +281,13 @@ class ShowConfig(FinetuneConfig):
         super().__post_init__()
         require(self.examples >= 1, f"examples={self.examples}", "must be at least 1")
         require(self.start >= 0, f"start={self.start}", "must not be negative")
+
+
+def _drop_defaults(fields: dict[str, Any], **defaults: Any) -> None:
+    """Take options that are as they always were out of an identity, so that runs without them keep their names."""
+    for name, default in defaults.items():
+        if fields[name] == default:
+            del fields[name]
 
 
 def _resolved(precision: Precision, model: ModelConfig) -> Precision:

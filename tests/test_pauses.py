@@ -16,7 +16,16 @@ from pausebench.data.batches import Batch
 from pausebench.groups import AttentionKind, Placement
 from pausebench.model.attention import AttentionMask
 from pausebench.model.decoder import Decoder
-from pausebench.pauses import IGNORE_INDEX, Role, draw_places, finetuning_rows, inference_rows, inject, pause_count
+from pausebench.pauses import (
+    IGNORE_INDEX,
+    Role,
+    draw_places,
+    finetuning_rows,
+    inference_rows,
+    inject,
+    injected_roles,
+    pause_count,
+)
 from pausebench.training.loss import summed_loss
 
 PAUSE, PAD = 15, 14
@@ -155,6 +164,21 @@ def test_the_loss_is_the_papers_sum_over_positions_whose_next_token_is_no_pause(
     torch.testing.assert_close(loss, total / positions, rtol=1e-5, atol=0)
 
 
+@given(rows_with_places())
+def test_the_read_out_of_injected_pauses_is_the_last_of_each_run(
+    rows: tuple[list[list[int]], list[list[bool]], list[list[int]]],
+) -> None:
+    tokens, supervised, places = rows
+    input_ids, labels = inject(torch.tensor(tokens), torch.tensor(supervised), as_places(places), PAUSE)
+    roles, readouts = injected_roles(input_ids, PAUSE)
+    for ids, row_roles, row_readouts in zip(input_ids.tolist(), roles.tolist(), readouts.tolist(), strict=True):
+        pauses = [token == PAUSE for token in ids]
+        assert [role == Role.PAUSE.value for role in row_roles] == pauses
+        ends = [*(not following for following in pauses[1:]), True]
+        assert row_readouts == [pause and end for pause, end in zip(pauses, ends, strict=True)]
+    assert not ((labels != IGNORE_INDEX) & (input_ids == PAUSE) & ~readouts).any(), "no other pause predicts"
+
+
 # Finetuning and inference: append and prepend
 
 
@@ -220,6 +244,42 @@ def test_inference_rows_are_the_finetuning_rows_before_the_target(
         assert trained.labels[index, length - 1] == target[index, 0], "decoding starts where training predicts it"
 
 
+@given(TEXTS, CUE, st.integers(0, 3), PLACEMENTS, st.integers(0, 5))
+def test_the_read_out_predicts_the_first_target_token_and_a_shift_moves_positions_alone(
+    texts: list[tuple[list[int], list[int]]], cue: list[int], k: int, placement: Placement, shift: int
+) -> None:
+    inputs, options = build(texts, cue), {"k": k, "placement": placement, "pause_id": PAUSE, "pad_id": PAD}
+    plain, rows = finetuning_rows(*inputs, **options), finetuning_rows(*inputs, **options, shift=shift)
+    for name in ("input_ids", "labels", "roles", "lengths", "readout"):
+        assert torch.equal(getattr(plain, name), getattr(rows, name))
+    for index, (prefix, target) in enumerate(texts):
+        assert rows.readouts[index].nonzero()[:, 0].tolist() == [len(prefix) + k + len(cue) - 1]
+        assert rows.labels[index, rows.readout[index]] == target[0]
+    if shift <= k:
+        assert rows.positions is None and rows.jump == 0
+        return
+    assert rows.positions is not None and rows.jump == shift - k
+    for index, (prefix, target) in enumerate(texts):
+        behind = len(cue) + len(target) - 1
+        if placement is Placement.append:
+            expected = [*range(len(prefix) + k), *(len(prefix) + shift + t for t in range(behind))]
+        else:
+            expected = [*range(k), *(shift + t for t in range(len(prefix) + behind))]
+        assert rows.positions[index].tolist() == expected + [0] * (rows.positions.shape[1] - len(expected))
+
+
+def test_a_shift_of_k_has_the_positions_of_k_pauses_without_them() -> None:
+    inputs, options = build([([1, 2, 3], [7, 8]), ([4], [9])], [13]), {"pause_id": PAUSE, "pad_id": PAD}
+    for placement in Placement:
+        shifted = finetuning_rows(*inputs, k=0, shift=4, placement=placement, **options)
+        paused = finetuning_rows(*inputs, k=4, placement=placement, **options)
+        assert shifted.positions is not None
+        for row in range(2):
+            stood = (paused.roles[row] == Role.PREFIX.value) | (paused.roles[row] == Role.TARGET.value)
+            real = int(shifted.lengths[row])
+            assert shifted.positions[row, :real].tolist() == stood.nonzero()[:, 0].tolist()
+
+
 @pytest.mark.parametrize(("placement", "predictor"), [(Placement.append, PAUSE), (Placement.prepend, 3)])
 def test_the_last_pause_or_with_prepended_pauses_the_last_prefix_token_predicts_the_first_target_token(
     placement: Placement, predictor: int
@@ -238,7 +298,9 @@ def test_without_pauses_the_last_prefix_token_predicts_and_placement_makes_no_di
     )
     assert append.input_ids[0].tolist() == [1, 2, 3, 7]
     assert append.labels[0].tolist() == [IGNORE_INDEX, IGNORE_INDEX, 7, 8]
-    assert all(torch.equal(getattr(append, name), getattr(prepend, name)) for name in vars(append))
+    names = ("input_ids", "labels", "roles", "lengths", "readout")
+    assert all(torch.equal(getattr(append, name), getattr(prepend, name)) for name in names)
+    assert append.positions is prepend.positions is None
 
 
 def test_a_filler_stands_where_the_pauses_would() -> None:

@@ -12,13 +12,13 @@ from omegaconf import OmegaConf
 from pausebench.commands import runs
 from pausebench.commands.finetune import check_length, length_limit, say_skipped
 from pausebench.config import EvaluateConfig
-from pausebench.data.batches import RowLayout
+from pausebench.data.batches import RowLayout, filler_id
 from pausebench.data.task_rows import DatasetRows, open_task
 from pausebench.data.tokenizer import Tokenizer
 from pausebench.data.vocabulary import open_tokenizer
 from pausebench.errors import BadInput, Interrupted
 from pausebench.evaluation.evaluator import Evaluator
-from pausebench.groups import Placement, plain
+from pausebench.groups import PauseVisibility, Placement, plain
 from pausebench.model.decoder import Decoder
 from pausebench.results.run_folder import RunFolder, read_json, run_name, write_atomically, write_json
 from pausebench.stages import FinetuneConfig
@@ -33,6 +33,7 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     run_path = runs.existing_run(config.runs, "finetune", config.run)
     manifest, trained = read_json(run_path / "manifest.json"), read_json(run_path / "result.json")
     finetuned = load_finetune_config(run_path)
+    config = replace(config, filler=config.filler or finetuned.filler)
     task, rows, tokenizer = TASKS[finetuned.task.name], open_task(finetuned), open_tokenizer(finetuned)
     if tokenizer.fingerprint != manifest["tokenizer"]:
         raise BadInput(
@@ -84,6 +85,10 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
                         "mt": m,
                         "filler": tokenizer.spelling(layout.pause_id),
                         "placement": layout.placement.value,
+                        "finetuned_filler": manifest.get("filler", tokenizer.spelling(tokenizer.pause_id)),
+                        "pause_visibility": layout.visibility.value,
+                        "shift": layout.shift,
+                        "pretraining_visibility": manifest.get("pretraining_visibility", PauseVisibility.all.value),
                         "prefix": finetuned.prefix.value,
                         "seed": finetuned.seed,
                         "pretraining_seed": manifest["pretraining_seed"],
@@ -116,14 +121,20 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
 
 
 def evaluated_layout(config: EvaluateConfig, finetuned: FinetuneConfig, tokenizer: Tokenizer) -> RowLayout:
-    """The rows of the finetuning, with the evaluation's placement and filler."""
+    """The rows of the finetuning, with the evaluation's placement and filler. Raises ``BadInput`` for a moved jump."""
     layout = RowLayout.of(finetuned, TASKS[finetuned.task.name], tokenizer)
     placement = config.placement or finetuned.placement
-    return replace(layout, placement=placement, pause_id=filler_id(config.filler, tokenizer))
+    if finetuned.shift and placement is not finetuned.placement:
+        raise BadInput(
+            f"placement={placement.value}: {config.run} was finetuned with shift={finetuned.shift} "
+            f"placement={finetuned.placement.value}, and its positions jump there. Leave placement out."
+        )
+    return replace(layout, placement=placement, pause_id=filler_id(config.filler or finetuned.filler, tokenizer))
 
 
 def evaluate_folder(config: EvaluateConfig, run: str, placement: Placement, m: int) -> RunFolder:
-    """Where the result for one M of one finetune run stands."""
+    """Where the result for one M of one finetune run stands; ``config.filler`` has to be filled in."""
+    assert config.filler is not None
     identity: dict[str, Any] = {"run": run, "m": m}
     if m > 0:
         identity |= {"filler": config.filler, "placement": placement.value}
@@ -139,17 +150,3 @@ def load_finetune_config(run: Path) -> FinetuneConfig:
     )
     assert isinstance(config, FinetuneConfig)
     return config
-
-
-def filler_id(filler: str, tokenizer: Tokenizer) -> int:
-    """The id that fills the pauses' places. Raises ``BadInput`` for what is not one token."""
-    special = {"pause": tokenizer.pause_id, "end": tokenizer.end_id}
-    if filler in special:
-        return special[filler]
-    ids = tokenizer.encode(filler)
-    if len(ids) != 1:
-        raise BadInput(
-            f"filler={filler} is {len(ids)} tokens; allowed are pause, end, and text that is one token, "
-            "such as filler=."
-        )
-    return ids[0]

@@ -25,6 +25,7 @@ def run(config: FinetuneConfig) -> dict[str, Any]:
     tokenizer = open_tokenizer(config)
     parent = runs.find_parent(config, tokenizer.fingerprint)
     check_length(config, rows, tokenizer, parent, config.pauses, "k")
+    layout = RowLayout.of(config, task, tokenizer)
     fingerprint = rows.fingerprint(config.seed)
     folder = runs.finetune_folder(config, parent)
     folder.check_fingerprint(fingerprint, config.data.allow_changed, "data.allow_changed=true")
@@ -37,7 +38,7 @@ def run(config: FinetuneConfig) -> dict[str, Any]:
         model = runs.build_model(config, tokenizer)
         if parent.checkpoint is not None:
             checkpoint.load_checkpoint(parent.checkpoint, model)
-        batches, lengths = open_batches(config, rows, tokenizer, parent)
+        batches, lengths = open_batches(config, rows, layout, tokenizer, parent)
         runs.write_manifest(
             folder,
             config,
@@ -47,6 +48,9 @@ def run(config: FinetuneConfig) -> dict[str, Any]:
             pretraining=parent.pretraining,
             parent=parent.name,
             pretraining_seed=parent.seed,
+            pretraining_visibility=parent.pause_visibility,
+            shift=config.shift,
+            filler=tokenizer.spelling(layout.pause_id),
             task=task.name,
             corpus=config.corpus_name,
             pretrained_length=parent.length,
@@ -67,10 +71,13 @@ def say_skipped(rows: GeneratedRows | DatasetRows, progress: Progress) -> None:
 
 
 def open_batches(
-    config: FinetuneConfig, rows: GeneratedRows | DatasetRows, tokenizer: Tokenizer, parent: runs.Parent
+    config: FinetuneConfig,
+    rows: GeneratedRows | DatasetRows,
+    layout: RowLayout,
+    tokenizer: Tokenizer,
+    parent: runs.Parent,
 ) -> tuple[Batches, dict[str, int]]:
     """The training batches, and how many rows of the training split were cut to fit or left out of them."""
-    layout = RowLayout.of(config, rows.task, tokenizer)
     if isinstance(rows, GeneratedRows):
         return generated_batches(config, layout), {}
     limit, _ = length_limit(config, parent)
@@ -99,8 +106,11 @@ def check_length(
 ) -> None:
     """Raise ``BadInput`` when a typical row does not fit even without its turns and half of its context.
 
-    ``name``: the option behind ``pauses``.
+    ``name``: the option behind ``pauses``. Where ``shift`` takes more positions than they, it is what counts.
     """
+    what = "pauses"
+    if config.shift > pauses:
+        pauses, name, what = config.shift, "shift", "shift"
     limit, reason = length_limit(config, parent)
     cue = len(tokenizer.encode(rows.task.cue))
     sizes = [
@@ -110,6 +120,6 @@ def check_length(
     prefix, answer = sorted(sizes, key=sum)[len(sizes) // 2]
     if prefix + pauses + answer > limit:
         raise BadInput(
-            f"{name}={pauses}: prefix {prefix} + pauses {pauses} + answer {answer} = {prefix + pauses + answer} "
+            f"{name}={pauses}: prefix {prefix} + {what} {pauses} + answer {answer} = {prefix + pauses + answer} "
             f"tokens, but {reason}. The largest {name} that fits is {max(0, limit - prefix - answer)}."
         )

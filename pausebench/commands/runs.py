@@ -16,7 +16,7 @@ from pausebench import __version__
 from pausebench.data.batches import Batches
 from pausebench.data.tokenizer import Tokenizer
 from pausebench.errors import BadInput
-from pausebench.groups import CorpusConfig, DataConfig, TokenizerConfig, TokenizerKind, plain
+from pausebench.groups import CorpusConfig, DataConfig, PauseVisibility, TokenizerConfig, TokenizerKind, plain
 from pausebench.help import choices
 from pausebench.model.decoder import Decoder
 from pausebench.results.run_folder import NUMERICS_VERSION, RunFolder, read_json, run_name, write_atomically, write_json
@@ -57,7 +57,7 @@ class Parent:
     """What a finetuning starts from: a finished pretrain run, or random weights.
 
     name: the run's name, or "random". pretraining: std, pause or none. seed: the pretraining seed. length: tokens in
-    a row it was pretrained with (None: never).
+    a row it was pretrained with (None: never). pause_visibility: who saw its pauses.
     """
 
     name: str
@@ -67,6 +67,7 @@ class Parent:
     checkpoint: Path | None
     model: dict[str, Any] | None
     tokenizer: str | None
+    pause_visibility: str = PauseVisibility.all.value
 
 
 RANDOM = Parent("random", "none", None, None, None, None, None)
@@ -79,6 +80,8 @@ def planned_parent(name: str, pretraining: str, seed: int) -> Parent:
 
 def find_parent(config: FinetuneConfig, tokenizer: str) -> Parent:
     """The parent that ``init`` names or that ``pretraining`` and ``pretraining_seed`` describe.
+
+    One whose pauses were hidden is found by ``init`` alone.
 
     Raises ``BadInput`` when there is none (with the command that makes it), when several fit (with the ``init=`` that
     chooses), or when it has another model or tokenizer.
@@ -93,11 +96,12 @@ def find_parent(config: FinetuneConfig, tokenizer: str) -> Parent:
         "pretraining": config.pretraining.value,
         "corpus": config.corpus_name,
         "seed": config.pretraining_seed,
+        "pause_visibility": PauseVisibility.all.value,
     }
     found = [
         path.parent
         for path in sorted(Path(config.runs, "pretrain").glob("*/manifest.json"))
-        if (manifest := read_json(path)) and {name: manifest[name] for name in wanted} == wanted
+        if (manifest := _manifest(path.parent)) and {name: manifest.get(name) for name in wanted} == wanted
     ]
     done = [run for run in found if (run / "result.json").exists()]
     if len(done) == 1:
@@ -184,7 +188,7 @@ def existing_run(runs: str, command: str, given: str) -> Path:
 
 def parent_of(run: Path) -> Parent:
     """A finished pretrain run as a parent."""
-    manifest, result = read_json(run / "manifest.json"), read_json(run / "result.json")
+    manifest, result = _manifest(run), read_json(run / "result.json")
     return Parent(
         run.name,
         manifest["pretraining"],
@@ -193,7 +197,14 @@ def parent_of(run: Path) -> Parent:
         run / result["checkpoint"],
         manifest["model"],
         manifest["tokenizer"],
+        manifest["pause_visibility"],
     )
+
+
+def _manifest(run: Path) -> dict[str, Any]:
+    """The manifest of a pretrain run; where it does not say so, all saw the pauses."""
+    manifest: dict[str, Any] = read_json(run / "manifest.json") or {}
+    return {"pause_visibility": PauseVisibility.all.value} | manifest
 
 
 def _checked(parent: Parent, config: FinetuneConfig, tokenizer: str) -> Parent:
@@ -226,6 +237,7 @@ def write_manifest(
             "command": folder.command,
             "name": folder.name,
             **fields,
+            "pause_visibility": config.pause_visibility.value,
             "seed": config.seed,
             "model": plain(config.model),
             "parameters": model.parameter_count(),

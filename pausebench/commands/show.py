@@ -15,6 +15,7 @@ from pausebench.data.task_rows import GeneratedRows, open_task
 from pausebench.data.tokenizer import Tokenizer
 from pausebench.data.vocabulary import open_tokenizer
 from pausebench.errors import BadInput
+from pausebench.groups import PauseVisibility
 from pausebench.model.attention import AttentionMask
 from pausebench.pauses import IGNORE_INDEX, Role, Rows
 from pausebench.stages import ShowConfig
@@ -39,11 +40,13 @@ def run(config: ShowConfig) -> dict[str, Any]:
     layout = RowLayout.of(config, task, tokenizer)
     pretrained = config.world.sequence_length if config.embedded else min(2048, config.model.max_positions)
     longest, _ = length_limit(config, replace(RANDOM, length=None if config.init == "random" else pretrained))
-    room = longest - layout.k - len(layout.cue)
+    room = longest - layout.given
     source = config.world.name if config.embedded else config.data.source.value
     print(
         f"{task.name}: {total} ({source}), tokenizer={config.tokenizer.kind.value}, K={layout.k}, "
         f"placement={config.placement.value}, prefix={config.prefix.value}"
+        + (f", pause_visibility={layout.visibility.value}" if layout.visibility is not PauseVisibility.all else "")
+        + (f", shift={layout.shift}" if layout.shift else "")
     )
     for number, encoded in enumerate(encode(examples, task, tokenizer)):
         prefixes, cut = fit(encoded, room - len(encoded.target))
@@ -53,7 +56,7 @@ def run(config: ShowConfig) -> dict[str, Any]:
         read = EncodedExamples.of([prefixes[row % len(prefixes)]], [encoded.target], tokenizer.end_id)
         laid_out = layout.finetuning_rows(read)
         print(_tokens(laid_out, tokenizer))
-        print(_mask(laid_out, AttentionMask(layout.attention, laid_out.roles), tokenizer))
+        print(_mask(laid_out, layout.mask(laid_out), tokenizer))
     return {"names": []}
 
 
@@ -85,13 +88,16 @@ def _chosen(rows: Rows, shown: dict[str, tuple[int, int]]) -> list[int | None]:
 def _tokens(rows: Rows, tokenizer: Tokenizer) -> str:
     """One line a position: token, part, and the token that it is trained to say next."""
     ids, labels, roles = (part[0].tolist() for part in (rows.input_ids, rows.labels, rows.roles))
+    positions = range(len(ids)) if rows.positions is None else rows.positions[0].tolist()
     lines = [f"{'at':>6}  {'token':<18}{'part':<8}trained to say"]
     for place in _chosen(rows, LISTED):
         if place is None:
             lines.append(f"{'...':>6}")
             continue
         said = "" if labels[place] == IGNORE_INDEX else _spelled(labels[place], tokenizer)
-        lines.append(f"{place:>6}  {_spelled(ids[place], tokenizer):<18}{PARTS[roles[place]]:<8}{said}".rstrip())
+        lines.append(
+            f"{positions[place]:>6}  {_spelled(ids[place], tokenizer):<18}{PARTS[roles[place]]:<8}{said}".rstrip()
+        )
     return "\n".join(lines)
 
 

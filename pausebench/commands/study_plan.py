@@ -218,7 +218,7 @@ class _Builder:
         finetuned, run = cell.config, cell.folders[0]
         assert isinstance(finetuned, FinetuneConfig)
         for filler, m in itertools.product(arm.fillers, arm.mt or (finetuned.pauses,)):
-            filler = "pause" if m == 0 else filler
+            filler = "pause" if m == 0 else finetuned.filler if filler == "pause" else filler
             evaluation = EvaluateConfig(runs=self._config.runs, run=run.name, filler=filler, limit=self._config.limit)
             folder = evaluate_folder(evaluation, run.name, finetuned.placement, m)
             self._evaluations.setdefault((run.name, filler), {})[m] = folder
@@ -278,11 +278,16 @@ def _with_seed(config: FinetuneConfig, seed: int) -> FinetuneConfig:
     return replace(config, seed=seed, pretraining_seed=seed if follows else config.pretraining_seed)
 
 
+def _trained_filler(run: Cell) -> str:
+    assert isinstance(run.config, FinetuneConfig)
+    return run.config.filler
+
+
 def _evaluate_cell(run: Cell, filler: str, config: ReproduceConfig, folders: dict[int, RunFolder]) -> Cell:
     """All M of one finetuned run and one filler: they share the load."""
     counts = sorted(folders)
     overrides = [override("run", str(run.folders[0].path)), f"mt=[{','.join(map(str, counts))}]"]
-    if filler != "pause":
+    if filler not in ("pause", _trained_filler(run)):
         overrides.append(f"filler={filler}")
     if config.limit is not None:
         overrides.append(f"limit={config.limit}")

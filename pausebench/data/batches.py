@@ -8,7 +8,7 @@ time; encoded rows of a task are kept for the next run in the same process (a sw
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import NamedTuple
 
@@ -19,13 +19,12 @@ from pausebench import pauses
 from pausebench.data.corpus import TRAIN, VALIDATION, Corpus, PackedRows, shuffled
 from pausebench.data.embedded import VALIDATION_SEED, World
 from pausebench.data.lengths import Tokens, encode, fit
-from pausebench.data.packing import pack
+from pausebench.data.packing import PackedExamples, pack
 from pausebench.data.task_rows import DatasetRows, GeneratedRows
 from pausebench.data.tokenizer import Tokenizer, pad
 from pausebench.errors import BadInput
-from pausebench.groups import AttentionKind, Placement, WorldConfig
+from pausebench.groups import AttentionKind, PauseVisibility, Placement, WorldConfig
 from pausebench.model.attention import AttentionMask
-from pausebench.pauses import IGNORE_INDEX
 from pausebench.stages import FinetuneConfig, PretrainConfig
 from pausebench.tasks import TASKS, Task
 
@@ -38,7 +37,7 @@ class Batch(NamedTuple):
     """One batch of rows on the CPU.
 
     input_ids, labels: int64 [B, T]. mask: who attends to whom. last: labels lie in the last so many positions.
-    positions: int64 [B, T] for packed rows; None counts from 0.
+    positions: int64 [B, T] for packed and for shifted rows; None counts from 0.
     """
 
     input_ids: Tensor
@@ -50,9 +49,11 @@ class Batch(NamedTuple):
     @property
     def attention_length(self) -> float:
         """Positions that a token's attention spans: T, or in packed rows the length of its document, on average."""
-        if self.positions is None:
+        documents = self.mask.documents
+        if documents is None:
             return self.input_ids.shape[1]
-        return 2 * float(self.positions.double().mean()) + 1  # sum of squared lengths / sum of lengths
+        lengths = documents[documents >= 0].bincount().double()
+        return float(lengths.square().sum() / lengths.sum())
 
     def rows(self, start: int, count: int) -> Batch:
         """A slice of the rows."""
@@ -104,7 +105,7 @@ def document_batches(config: PretrainConfig, world: World) -> Batches:
         input_ids = torch.full((rows, length), tokenizer.end_id)
         input_ids[:, : documents.shape[1]] = documents[:, :length]
         supervised = torch.arange(length) <= lengths[:, None]
-        return _paused(input_ids, supervised, seed, start, count, tokenizer.pause_id)
+        return _paused(input_ids, supervised, seed, start, count, tokenizer.pause_id, config.pause_visibility)
 
     return _fixed_batches(block, config.seed, config.train.batch_size, BLOCK_ROWS)
 
@@ -120,17 +121,29 @@ def text_batches(config: PretrainConfig, corpus: Corpus, tokenizer: Tokenizer) -
     def block(seed: int, start: int, rows: int) -> Batch:
         input_ids = packed[VALIDATION if seed == VALIDATION_SEED else TRAIN].rows(start, rows)
         supervised = torch.ones_like(input_ids, dtype=torch.bool)
-        return _paused(input_ids, supervised, seed, start, count, tokenizer.pause_id)
+        return _paused(input_ids, supervised, seed, start, count, tokenizer.pause_id, config.pause_visibility)
 
     return _fixed_batches(block, config.seed, config.train.batch_size, BLOCK_TOKENS // length)
 
 
-def _paused(input_ids: Tensor, supervised: Tensor, seed: int, start: int, count: int, pause_id: int) -> Batch:
+def _paused(
+    input_ids: Tensor,
+    supervised: Tensor,
+    seed: int,
+    start: int,
+    count: int,
+    pause_id: int,
+    visibility: PauseVisibility,
+) -> Batch:
     """Rows ``start`` onwards with ``count`` pauses injected in each."""
     rows, length = input_ids.shape
     places = pauses.draw_places(seed, torch.arange(start, start + rows), length, count)
     input_ids, labels = pauses.inject(input_ids, supervised, places, pause_id)
-    return Batch(input_ids, labels, AttentionMask(AttentionKind.causal), length)
+    mask = AttentionMask(AttentionKind.causal)
+    if count and visibility is not PauseVisibility.all:
+        roles, readouts = pauses.injected_roles(input_ids, pause_id)
+        mask = replace(mask, roles=roles, visibility=visibility, readouts=readouts)
+    return Batch(input_ids, labels, mask, length)
 
 
 def _length(config: PretrainConfig) -> int:
@@ -177,7 +190,10 @@ class EncodedExamples(NamedTuple):
 
 @dataclass(frozen=True)
 class RowLayout:
-    """How an example becomes a row: everything ``pauses.finetuning_rows`` needs beside the example."""
+    """How an example becomes a row: everything ``pauses.finetuning_rows`` needs beside the example, and who sees whom.
+
+    pause_id: the token in the pauses' places, ``<pause>`` or a filler.
+    """
 
     k: int
     placement: Placement
@@ -185,17 +201,27 @@ class RowLayout:
     cue: Tensor
     pause_id: int
     pad_id: int
+    visibility: PauseVisibility = PauseVisibility.all
+    shift: int = 0
 
     @classmethod
     def of(cls, config: FinetuneConfig, task: Task, tokenizer: Tokenizer) -> RowLayout:
+        """Raises ``BadInput`` where the config's filler is not one token."""
         return cls(
             config.pauses,
             config.placement,
             config.prefix,
             torch.tensor(tokenizer.encode(task.cue), dtype=torch.int64),
-            tokenizer.pause_id,
+            filler_id(config.filler, tokenizer),
             tokenizer.end_id,
+            config.pause_visibility,
+            config.shift,
         )
+
+    @property
+    def given(self) -> int:
+        """Positions that a row has beside prefix and target: of its pauses, or the jump in their place, and its cue."""
+        return max(self.k, self.shift) + len(self.cue)
 
     def finetuning_rows(self, examples: EncodedExamples) -> pauses.Rows:
         return pauses.finetuning_rows(
@@ -205,20 +231,23 @@ class RowLayout:
             placement=self.placement,
             pause_id=self.pause_id,
             pad_id=self.pad_id,
+            shift=self.shift,
         )
+
+    def mask(self, rows: pauses.Rows | PackedExamples, documents: Tensor | None = None) -> AttentionMask:
+        """Who sees whom in rows of this layout."""
+        return AttentionMask(self.attention, rows.roles, documents, self.visibility, rows.readouts)
 
     def training_batch(self, examples: EncodedExamples) -> Batch:
         """One example a row, padded to the longest."""
         rows = self.finetuning_rows(examples)
-        first = int((rows.labels != IGNORE_INDEX).int().argmax(dim=1).min())
-        return Batch(
-            rows.input_ids, rows.labels, AttentionMask(self.attention, rows.roles), rows.input_ids.shape[1] - first
-        )
+        last = rows.input_ids.shape[1] - int(rows.readout.min())
+        return Batch(rows.input_ids, rows.labels, self.mask(rows), last, rows.positions)
 
     def packed_batch(self, examples: EncodedExamples) -> Batch:
         """Several examples a row (``data.packing``)."""
         packed = pack(self.finetuning_rows(examples), self.pad_id)
-        mask = AttentionMask(self.attention, packed.roles, packed.documents)
+        mask = self.mask(packed, packed.documents)
         return Batch(packed.input_ids, packed.labels, mask, packed.input_ids.shape[1], packed.positions)
 
     def inference_rows(self, examples: EncodedExamples) -> pauses.Rows:
@@ -230,7 +259,22 @@ class RowLayout:
             placement=self.placement,
             pause_id=self.pause_id,
             pad_id=self.pad_id,
+            shift=self.shift,
         )
+
+
+def filler_id(filler: str, tokenizer: Tokenizer) -> int:
+    """The id that fills the pauses' places. Raises ``BadInput`` for what is not one token."""
+    special = {"pause": tokenizer.pause_id, "end": tokenizer.end_id}
+    if filler in special:
+        return special[filler]
+    ids = tokenizer.encode(filler)
+    if len(ids) != 1:
+        raise BadInput(
+            f"filler={filler} is {len(ids)} tokens; allowed are pause, end, and text that is one token, "
+            "such as filler=."
+        )
+    return ids[0]
 
 
 @lru_cache(maxsize=512)
@@ -264,7 +308,7 @@ class DatasetBatches:
     def __init__(self, rows: DatasetRows, layout: RowLayout, tokenizer: Tokenizer, limit: int) -> None:
         self._rows = rows
         self._layout = layout
-        room = limit - layout.k - len(layout.cue)
+        room = limit - layout.given
         self.fitting: list[tuple[Tokens, Tokens] | None] = []
         self.truncated = 0
         for number, example in enumerate(rows.encoded(tokenizer)):

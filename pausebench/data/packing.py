@@ -20,7 +20,8 @@ MOST_PADDING = 0.02  # share of a batch's positions; more rows than that allows 
 class PackedExamples(NamedTuple):
     """R rows of W positions, all [R, W].
 
-    documents: the example's number in the batch, -1 for padding. positions: count from 0 within each example.
+    documents: the example's number in the batch, -1 for padding. positions: the example's own, from 0 or jumping as its
+    row's. readouts: bool, one an example.
     """
 
     input_ids: Tensor
@@ -28,6 +29,7 @@ class PackedExamples(NamedTuple):
     roles: Tensor
     documents: Tensor
     positions: Tensor
+    readouts: Tensor
 
 
 def pack(rows: Rows, pad_id: int) -> PackedExamples:
@@ -58,7 +60,8 @@ def pack(rows: Rows, pad_id: int) -> PackedExamples:
         laid(rows.labels, IGNORE_INDEX),
         laid(rows.roles, Role.PADDING.value),
         laid(torch.arange(len(lengths))[:, None].expand_as(real), -1),
-        laid(t.expand_as(real), 0),
+        laid(t.expand_as(real) if rows.positions is None else rows.positions, 0),
+        laid(rows.readouts, False),
     )
 
 

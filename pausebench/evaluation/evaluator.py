@@ -79,7 +79,7 @@ class Evaluator:
         """
         layout = replace(layout, k=m)
         began = time.perf_counter()
-        readings, cut = self._readings(m + len(layout.cue))
+        readings, cut = self._readings(layout.given)
         rows = self._scored(layout, readings) if self.task.scored else self._decoded(layout, readings)
         groups = [example.group for example in self.examples]
         estimates = {
@@ -109,7 +109,7 @@ class Evaluator:
         return result, rows
 
     def _readings(self, given: int) -> tuple[list[Reading], list[tuple[str, ...]]]:
-        """What is read of each row beside ``given`` pauses and cue tokens, and which parts of it were cut."""
+        """What is read of each row beside ``given`` positions of pauses and cue, and which parts of it were cut."""
         readings, cut = [], []
         for row, example in enumerate(self._encoded):
             answer = max(map(len, example.candidates), default=self.task.answer_tokens or self.max_length // 8)
@@ -131,6 +131,7 @@ class Evaluator:
                 end_id=self.tokenizer.end_id,
                 pause_id=self.tokenizer.pause_id,
                 limit=self.max_length,
+                visibility=layout.visibility,
             )
             answers |= zip(numbers, decoded, strict=True)
         best = _best(
@@ -190,9 +191,8 @@ class Evaluator:
         self, layout: RowLayout, prefixes: Sequence[Tokens], targets: Sequence[Tokens]
     ) -> list[Likelihood]:
         """Of each target behind its prefix, cut where the positions end."""
-        given = layout.k + len(layout.cue)
         fitting = [
-            target[: max(1, self.max_length - given - len(prefix))]
+            target[: max(1, self.max_length - layout.given - len(prefix))]
             for prefix, target in zip(prefixes, targets, strict=True)
         ]
         found: dict[int, Likelihood] = {}

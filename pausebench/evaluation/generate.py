@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pausebench.groups import AttentionKind
+from pausebench.groups import AttentionKind, PauseVisibility
 from pausebench.model.attention import AttentionMask, decoding_mask
 from pausebench.model.decoder import Decoder, KeyValueCache
 from pausebench.pauses import Role, Rows
@@ -33,21 +33,25 @@ def generate(
     end_id: int,
     pause_id: int,
     limit: int | None = None,
+    visibility: PauseVisibility = PauseVisibility.all,
 ) -> list[Answer]:
     """Each row's answer.
 
     ``rows`` come from ``pauses.inference_rows``; the last position of each row predicts its first answer token. A row
     that has ended leaves the batch; so does one that has reached ``limit`` positions (None: the position table's end).
+    A token's slot in the cache is its place in the row; where the row's positions jump, so does its position.
     """
     device = model.token_embedding.weight.device
     batch, length = rows.input_ids.shape
     limit = model.config.max_positions if limit is None else limit
-    slots = min(length + max_new_tokens, limit)
-    cache = KeyValueCache(model.config, batch, slots, model.token_embedding.weight.dtype, device)
-    hidden = model(rows.input_ids.to(device), AttentionMask(kind, rows.roles.to(device)), cache=cache)
-    positions = rows.lengths.to(device)
-    hidden = hidden[torch.arange(batch, device=device), positions - 1]
-    key_roles = torch.full((batch, slots), Role.TARGET.value, dtype=torch.int8, device=device)
+    capacity = min(length + max_new_tokens, max(length, limit - rows.jump))
+    cache = KeyValueCache(model.config, batch, capacity, model.token_embedding.weight.dtype, device)
+    mask = AttentionMask(kind, rows.roles, visibility=visibility, readouts=rows.readouts).to(device)
+    prefilled = None if rows.positions is None else rows.positions.to(device)
+    hidden = model(rows.input_ids.to(device), mask, prefilled, cache=cache)
+    slots = rows.lengths.to(device)
+    hidden = hidden[torch.arange(batch, device=device), slots - 1]
+    key_roles = torch.full((batch, capacity), Role.TARGET.value, dtype=torch.int8, device=device)
     key_roles[:, :length] = rows.roles.to(device)
     alive = torch.arange(batch, device=device)
     answers: list[list[int]] = [[] for _ in range(batch)]
@@ -60,16 +64,17 @@ def generate(
         going_on = tokens != end_id
         for row, token in zip(alive[going_on].tolist(), tokens[going_on].tolist(), strict=True):
             answers[row].append(token)
-        going_on &= positions < limit
+        going_on &= slots + rows.jump < limit
         if index == max_new_tokens - 1 or not bool(going_on.any()):
             break
         if not bool(going_on.all()):
             kept = going_on.nonzero()[:, 0]
-            alive, tokens, positions, key_roles = alive[kept], tokens[kept], positions[kept], key_roles[kept]
+            alive, tokens, slots, key_roles = alive[kept], tokens[kept], slots[kept], key_roles[kept]
             cache.keep_rows(kept)
-        seen = decoding_mask(kind, key_roles[:, : length + index + 1], positions)  # no row is further on
-        hidden = model(tokens[:, None], positions_BT=positions[:, None], cache=cache, decoding=seen)[:, 0]
-        positions = positions + 1
+        seen = decoding_mask(kind, key_roles[:, : length + index + 1], slots, visibility)  # no row is further on
+        positions = slots[:, None] + rows.jump
+        hidden = model(tokens[:, None], positions_BT=positions, cache=cache, decoding=seen, slots=slots)[:, 0]
+        slots = slots + 1
     means = (sums / counts.clamp_min(1)).tolist()
     return [Answer(tokens, mean) for tokens, mean in zip(answers, means, strict=True)]
 

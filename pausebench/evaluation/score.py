@@ -17,7 +17,8 @@ def target_log_likelihoods(model: Decoder, batch: Batch) -> list[float]:
     The distribution is the model's own over the whole vocabulary, ``<pause>`` included, as in training.
     """
     device = model.token_embedding.weight.device
-    hidden = model(batch.input_ids.to(device), batch.mask.to(device), last=batch.last)
+    positions = None if batch.positions is None else batch.positions.to(device)
+    hidden = model(batch.input_ids.to(device), batch.mask.to(device), positions, last=batch.last)
     labels = batch.labels[:, -batch.last :].to(device)
     row, column = (labels != IGNORE_INDEX).nonzero(as_tuple=True)
     losses = F.cross_entropy(model.logits(hidden[row, column]), labels[row, column], reduction="none")

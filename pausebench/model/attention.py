@@ -1,6 +1,7 @@
 """Who may attend to whom: every mask of the project behind one class.
 
-Invariant: a position always sees itself, and no position of a target is ever seen by an earlier position.
+Invariant: a position always sees itself, and no position of a target is ever seen by an earlier position. A visibility
+other than ``all`` takes pauses away from what the kind allows and adds nothing.
 
 Shapes: B rows, T queries, S keys.
 """
@@ -8,6 +9,7 @@ Shapes: B rows, T queries, S keys.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -16,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pausebench.groups import AttentionKind
+from pausebench.groups import AttentionKind, PauseVisibility
 from pausebench.pauses import Role
 
 
@@ -24,35 +26,39 @@ from pausebench.pauses import Role
 class AttentionMask:
     """A mask as data.
 
-    roles: int8 [B, T] of ``Role``, unused by causal rows. documents: int64 [B, T] or None; positions of different
-    documents never see each other (packed rows).
+    roles: int8 [B, T] of ``Role``, unused by causal rows whose pauses all may see. documents: int64 [B, T] or None;
+    positions of different documents never see each other (packed rows). readouts: bool [B, T], needed where
+    ``visibility`` is readout; a pause's is the first marked position at or after it in its document.
     """
 
     kind: AttentionKind
     roles: Tensor | None = None
     documents: Tensor | None = None
+    visibility: PauseVisibility = PauseVisibility.all
+    readouts: Tensor | None = None
 
     def __post_init__(self) -> None:
-        assert self.kind is AttentionKind.causal or self.roles is not None
+        plain = self.kind is AttentionKind.causal and self.visibility is PauseVisibility.all
+        assert plain or self.roles is not None
+        assert self.visibility is not PauseVisibility.readout or self.readouts is not None
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> AttentionMask:
+        roles, documents, readouts = (
+            None if tensor is None else change(tensor) for tensor in (self.roles, self.documents, self.readouts)
+        )
+        return AttentionMask(self.kind, roles, documents, self.visibility, readouts)
 
     def narrow(self, start: int, count: int) -> AttentionMask:
         """The same mask for rows ``start`` to ``start + count`` of the batch."""
-        return AttentionMask(
-            self.kind,
-            None if self.roles is None else self.roles.narrow(0, start, count),
-            None if self.documents is None else self.documents.narrow(0, start, count),
-        )
+        return self._each(lambda tensor: tensor.narrow(0, start, count))
 
     def to(self, device: torch.device) -> AttentionMask:
-        return AttentionMask(
-            self.kind,
-            None if self.roles is None else self.roles.to(device),
-            None if self.documents is None else self.documents.to(device),
-        )
+        return self._each(lambda tensor: tensor.to(device))
 
     def dense(self) -> Tensor | None:
         """bool [B, 1, T, T], True where query (dim 2) may see key (dim 3); None for plain causal rows."""
-        if self.kind is AttentionKind.causal and self.documents is None:
+        plain = self.kind is AttentionKind.causal and self.visibility is PauseVisibility.all
+        if plain and self.documents is None:
             return None  # right-padding needs no mask: nothing real comes after it
         shape = self.roles if self.roles is not None else self.documents
         assert shape is not None
@@ -67,9 +73,27 @@ class AttentionMask:
             allowed = allowed & ~(
                 (self.roles == Role.TARGET.value)[:, :, None] & (self.roles == Role.PREFIX.value)[:, None, :]
             )
+        if self.visibility is not PauseVisibility.all:
+            assert self.roles is not None
+            seen = torch.eye(length, dtype=torch.bool, device=shape.device)[None]
+            if self.visibility is PauseVisibility.readout:
+                assert self.readouts is not None
+                run = self._runs()
+                seen = seen | (self.readouts[:, :, None] & (run[:, :, None] == run[:, None, :]))
+            allowed = allowed & (seen | (self.roles != Role.PAUSE.value)[:, None, :])
         if self.documents is not None:
             allowed = allowed & (self.documents[:, :, None] == self.documents[:, None, :])
         return allowed[:, None]
+
+    def _runs(self) -> Tensor:
+        """int64 [B, T]: how many read-outs stand before a position of its document; its own read-out has as many."""
+        assert self.readouts is not None
+        marked = self.readouts.to(torch.int64)
+        if self.documents is None:
+            return marked.cumsum(1) - marked
+        order = self.documents.argsort(dim=1, stable=True)  # a document need not stand in one piece
+        marked = marked.gather(1, order)
+        return torch.empty_like(marked).scatter_(1, order, marked.cumsum(1) - marked)
 
 
 class DocumentGroup(NamedTuple):
@@ -118,10 +142,13 @@ def take_apart(mask: AttentionMask) -> Documents:
         t = torch.arange(longest, device=device)
         real = t < sizes[chosen][:, None]
         places = order[starts[chosen][:, None] + torch.where(real, t, 0)]
-        roles = None
+        roles = readouts = None
         if mask.roles is not None:
             roles = mask.roles.flatten()[places].masked_fill(~real, Role.PADDING.value)
-        groups.append(DocumentGroup(places, real, AttentionMask(mask.kind, roles).dense()))
+        if mask.readouts is not None:
+            readouts = mask.readouts.flatten()[places] & real
+        alone = AttentionMask(mask.kind, roles, visibility=mask.visibility, readouts=readouts)
+        groups.append(DocumentGroup(places, real, alone.dense()))
         taken += count
     inverse = torch.zeros(rows * length, dtype=torch.int64, device=device)
     inverse[torch.cat([group.places[group.real] for group in groups])] = torch.arange(len(order), device=device)
@@ -138,14 +165,19 @@ def attend_documents(q: Tensor, k: Tensor, v: Tensor, n_heads: int, documents: D
     return torch.cat(attended).index_select(0, documents.inverse).view_as(q)
 
 
-def decoding_mask(kind: AttentionKind, key_roles: Tensor, positions: Tensor) -> Tensor:
-    """bool [B, 1, 1, S]: what one new target token at ``positions`` [B] sees of a cache whose keys have these roles.
+def decoding_mask(
+    kind: AttentionKind, key_roles: Tensor, slots: Tensor, visibility: PauseVisibility = PauseVisibility.all
+) -> Tensor:
+    """bool [B, 1, 1, S]: what one new target token in ``slots`` [B] sees of a cache whose keys have these roles.
 
-    key_roles: int8 [B, S]; entries past a row's position are not yet written and stay unseen.
+    It stands behind the read-out, so it never sees a pause that is not visible to all. key_roles: int8 [B, S]; entries
+    past a row's slot are not yet written and stay unseen.
     """
-    allowed = torch.arange(key_roles.shape[1], device=key_roles.device) <= positions[:, None]
+    allowed = torch.arange(key_roles.shape[1], device=key_roles.device) <= slots[:, None]
     if kind is AttentionKind.bottleneck:
         allowed = allowed & (key_roles != Role.PREFIX.value)
+    if visibility is not PauseVisibility.all:
+        allowed = allowed & (key_roles != Role.PAUSE.value)
     return allowed[:, None, None, :]
 
 

@@ -29,7 +29,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class KeyValueCache:
-    """Keys and values of every layer, [L, B, S, D], written at each row's own position.
+    """Keys and values of every layer, [L, B, S, D], written in each row's own slots: its tokens in order.
 
     Rows may have prefixes of different lengths: a prefill writes right-padded rows, later tokens overwrite the
     padding, and the caller's mask hides what is not yet written.
@@ -40,15 +40,15 @@ class KeyValueCache:
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
         self.values = torch.zeros(shape, dtype=dtype, device=device)
 
-    def write(self, layer: int, keys: Tensor, values: Tensor, positions: Tensor | None) -> tuple[Tensor, Tensor]:
+    def write(self, layer: int, keys: Tensor, values: Tensor, slots: Tensor | None) -> tuple[Tensor, Tensor]:
         """Store [B, T, D] and return what to attend to: the prefill itself, or (one token) the whole cache."""
-        if positions is None:
+        if slots is None:
             self.keys[layer, :, : keys.shape[1]] = keys
             self.values[layer, :, : values.shape[1]] = values
             return keys, values
-        rows = torch.arange(len(positions), device=positions.device)
-        self.keys[layer, rows, positions] = keys[:, 0]
-        self.values[layer, rows, positions] = values[:, 0]
+        rows = torch.arange(len(slots), device=slots.device)
+        self.keys[layer, rows, slots] = keys[:, 0]
+        self.values[layer, rows, slots] = values[:, 0]
         return self.keys[layer], self.values[layer]
 
     def keep_rows(self, rows: Tensor) -> None:
@@ -79,7 +79,7 @@ class Block(nn.Module):
         allowed: Tensor | Documents | None,
         last: int,
         cache: KeyValueCache | None,
-        decode_positions: Tensor | None,
+        slots: Tensor | None,
     ) -> Tensor:
         """[B, T, D] -> [B, last, D]: every position is read, the last ones are computed."""
         T, D = x_BTD.shape[1:]
@@ -93,8 +93,8 @@ class Block(nn.Module):
             assert not isinstance(allowed, Documents)
             allowed = None if allowed is None else allowed[:, :, -last:]
         if cache is not None:
-            k, v = cache.write(self.layer, k, v, decode_positions)
-            if decode_positions is not None:
+            k, v = cache.write(self.layer, k, v, slots)
+            if slots is not None:
                 assert isinstance(allowed, Tensor)
                 k, v = k[:, : allowed.shape[3]], v[:, : allowed.shape[3]]
         if isinstance(allowed, Documents):
@@ -125,16 +125,18 @@ class Decoder(nn.Module):
         positions_BT: Tensor | None = None,
         cache: KeyValueCache | None = None,
         decoding: Tensor | None = None,
+        slots: Tensor | None = None,
         last: int | None = None,
     ) -> Tensor:
         """Hidden states [B, last, D] after the final norm.
 
         Args:
             mask: None is plain causal.
-            positions_BT: None is 0..T-1; packed rows restart theirs.
+            positions_BT: None is 0..T-1; packed rows restart theirs, shifted rows leave some out.
             cache: filled by this call (prefill), or read and extended when ``decoding`` is given.
             decoding: bool [B, 1, 1, S], what the single new token of each row sees of the cache's first S slots
                 (``attention.decoding_mask``); then T is 1 and positions_BT [B, 1] says where it stands.
+            slots: int64 [B], the cache slot that takes the new token (None: the one numbered as its position).
             last: how many of the last positions are wanted (None: all T); the last block computes no others.
         """
         assert decoding is None or positions_BT is not None
@@ -146,11 +148,12 @@ class Decoder(nn.Module):
         allowed: Tensor | Documents | None = decoding
         if mask is not None:
             allowed = mask.dense() if mask.documents is None else take_apart(mask)
-        decode_positions = None if decoding is None or positions_BT is None else positions_BT[:, 0]
+        if decoding is not None and positions_BT is not None and slots is None:
+            slots = positions_BT[:, 0]
         T = input_ids_BT.shape[1]
         for block in self.blocks:
             wanted = T if last is None or block is not self.blocks[-1] else last
-            x_BTD = block(x_BTD, allowed, wanted, cache, decode_positions)
+            x_BTD = block(x_BTD, allowed, wanted, cache, slots)
         hidden: Tensor = self.norm_out(x_BTD)
         return hidden
 

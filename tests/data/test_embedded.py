@@ -25,14 +25,17 @@ from pausebench.data.lengths import encode
 from pausebench.data.tokenizer import WordTokenizer
 from pausebench.errors import BadInput
 from pausebench.groups import (
+    AttentionKind,
     ModelConfig,
     PauseConfig,
+    PauseVisibility,
     TaskConfig,
     TokenizerConfig,
     TokenizerKind,
     TrainConfig,
     WorldConfig,
 )
+from pausebench.model.attention import AttentionMask
 from pausebench.pauses import IGNORE_INDEX
 from pausebench.stages import FinetuneConfig, PretrainConfig
 from pausebench.tasks import TASKS, Example
@@ -251,6 +254,39 @@ def test_an_empty_question_or_target_is_refused_with_its_row(example: Example, n
 
 
 # Batches
+
+
+def test_pretraining_whose_pauses_all_see_needs_no_mask(world_config: Worlds) -> None:
+    for pause in (True, False):
+        mask = pretraining(world_config("count20"), pause=PauseConfig(enabled=pause)).batch(1).mask
+        assert mask == AttentionMask(AttentionKind.causal) and mask.dense() is None
+
+
+@pytest.mark.parametrize("visibility", [PauseVisibility.readout, PauseVisibility.self])
+def test_a_hidden_pause_of_pretraining_is_seen_by_nobody_but_its_runs_last(
+    world_config: Worlds, visibility: PauseVisibility
+) -> None:
+    """The rest of the batch is that of visible pauses; a run's last pause is the one that predicts."""
+    batches = pretraining(world_config("count20"), pause_visibility=visibility, pause_fraction=0.4)
+    batch, plain = batches.batch(3), pretraining(world_config("count20"), pause_fraction=0.4).batch(3)
+    assert torch.equal(batch.input_ids, plain.input_ids) and torch.equal(batch.labels, plain.labels)
+    dense, pause_id = batch.mask.dense(), build_world(world_config("count20")).tokenizer.pause_id
+    assert dense is not None and batches.validation(5).mask.visibility is visibility
+    longest = 0
+    for row, ids in enumerate(batch.input_ids.tolist()):
+        for key, token in enumerate(ids):
+            seen_by = set(range(key, len(ids)))
+            if token == pause_id:
+                end = next((t for t in range(key, len(ids)) if ids[t] != pause_id), len(ids)) - 1
+                longest = max(longest, end - key + 1)
+                seen_by = {key, end} if visibility is PauseVisibility.readout else {key}
+            assert set(dense[row, 0, :, key].nonzero()[:, 0].tolist()) == seen_by
+    assert longest > 2, "runs of several pauses were there"
+
+
+def test_standard_pretraining_has_no_pauses_to_hide(world_config: Worlds) -> None:
+    hidden = {"pause": PauseConfig(enabled=False), "pause_visibility": PauseVisibility.self}
+    assert pretraining(world_config("count20"), **hidden).batch(1).mask == AttentionMask(AttentionKind.causal)
 
 
 def pretraining(world: WorldConfig, **options: Any) -> Batches:

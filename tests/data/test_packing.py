@@ -17,7 +17,7 @@ from pausebench.data.batches import Batch, DatasetBatches, EncodedExamples, RowL
 from pausebench.data.packing import pack, partition
 from pausebench.data.task_rows import DatasetRows, _open_task
 from pausebench.data.tokenizer import BpeTokenizer
-from pausebench.groups import AttentionKind, Placement, Source
+from pausebench.groups import AttentionKind, PauseVisibility, Placement, Source
 from pausebench.model import attention
 from pausebench.model.attention import LIKE_LENGTH, AttentionMask, attend, attend_documents, take_apart
 from pausebench.model.decoder import Decoder
@@ -39,8 +39,15 @@ def ragged(sizes: list[tuple[int, int]] = SIZES, seed: int = 0) -> EncodedExampl
     return EncodedExamples.of([text[0] for text in texts], [text[1] for text in texts], END)
 
 
-def layout_of(kind: AttentionKind, placement: Placement = Placement.append, k: int = 7, cue: int = 1) -> RowLayout:
-    return RowLayout(k, placement, kind, torch.full((cue,), CUE), PAUSE, END)
+def layout_of(
+    kind: AttentionKind,
+    placement: Placement = Placement.append,
+    k: int = 7,
+    cue: int = 1,
+    visibility: PauseVisibility = PauseVisibility.all,
+    shift: int = 0,
+) -> RowLayout:
+    return RowLayout(k, placement, kind, torch.full((cue,), CUE), PAUSE, END, visibility, shift)
 
 
 def loss_and_gradients(model: Decoder, batches: list[Batch]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -185,6 +192,56 @@ def test_a_cue_changes_nothing_about_that(make_decoder: Models, cue: int, both_w
     assert_same(
         loss_and_gradients(model, [layout.packed_batch(examples)]), loss_and_gradients(model, alone), tolerance=1e-5
     )
+
+
+CONTROLS = [(PauseVisibility.readout, 3, 0), (PauseVisibility.self, 3, 0), (PauseVisibility.all, 0, 5)]
+
+
+@pytest.mark.parametrize(("visibility", "k", "shift"), [*CONTROLS, (PauseVisibility.readout, 3, 5)])
+@pytest.mark.parametrize("cue", [0, 1])
+@pytest.mark.parametrize("placement", Placement)
+@pytest.mark.parametrize("kind", AttentionKind)
+def test_with_the_controls_packed_examples_train_as_one_a_row(
+    make_decoder: Models,
+    kind: AttentionKind,
+    placement: Placement,
+    cue: int,
+    visibility: PauseVisibility,
+    k: int,
+    shift: int,
+) -> None:
+    model, examples = make_decoder(VOCABULARY), ragged(SIZES[:11] * 2)
+    layout = layout_of(kind, placement, k, cue, visibility, shift)
+    alone = [layout.training_batch(examples.rows(torch.tensor([number]))) for number in range(22)]
+    expected = loss_and_gradients(model, alone)
+    assert_same(loss_and_gradients(model, [layout.packed_batch(examples)]), expected, tolerance=1e-5)
+    assert_same(loss_and_gradients(model, [layout.training_batch(examples)]), expected, tolerance=1e-5)
+    plain = layout_of(kind, placement, k, cue).packed_batch(examples)
+    if (kind, placement) != (AttentionKind.bottleneck, Placement.prepend):
+        assert abs(float(expected[0] - loss_and_gradients(model, [plain])[0])) > 1e-3, "the control does something"
+
+
+@pytest.mark.parametrize("placement", Placement)
+def test_a_shift_is_standard_finetuning_with_the_position_embeddings_rolled(
+    make_decoder: Models, placement: Placement
+) -> None:
+    """All prefixes of one length, so that the jump is at one place."""
+    examples = ragged([(6, 1), (6, 4), (6, 3)])
+    shifted, rolled = make_decoder(VOCABULARY), make_decoder(VOCABULARY)
+    start = 6 if placement is Placement.append else 0
+    with torch.no_grad():
+        rolled.position_embedding.weight[start:-9] = shifted.position_embedding.weight[start + 9 :].clone()
+    layout = layout_of(AttentionKind.bidirectional, placement, k=0, shift=9)
+    found = loss_and_gradients(shifted, [layout.training_batch(examples)])
+    expected = loss_and_gradients(
+        rolled, [layout_of(AttentionKind.bidirectional, placement, k=0).training_batch(examples)]
+    )
+    table = expected[1].pop("position_embedding.weight")
+    moved = found[1].pop("position_embedding.weight")
+    assert_same(found, expected, tolerance=1e-5)
+    torch.testing.assert_close(moved[start + 9 :], table[start:-9], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(moved[:start], table[:start], rtol=1e-4, atol=1e-6)
+    assert not moved[start : start + 9].any(), "positions that are left out are not trained"
 
 
 def test_the_comparison_would_see_one_example_read_at_another_position(make_decoder: Models) -> None:
@@ -396,3 +453,5 @@ def test_the_attention_of_a_packed_batch_is_counted_by_document() -> None:
     expected = float((lengths**2).sum() / lengths.sum())
     assert abs(batch.attention_length - expected) <= MOST_PADDING * expected + 1
     assert layout_of(AttentionKind.causal).training_batch(ragged(SIZES)).attention_length == 40 + 7 + 1
+    shifted = layout_of(AttentionKind.causal, k=0, shift=50)
+    assert shifted.training_batch(ragged(SIZES)).attention_length == 40 + 1, "a jump is no token"

@@ -22,7 +22,7 @@ from pausebench.evaluation.evaluator import Evaluator
 from pausebench.evaluation.generate import Answer, generate, greedy
 from pausebench.evaluation.metrics import exact_match, mean_and_stderr, token_accuracy
 from pausebench.evaluation.score import target_log_likelihoods
-from pausebench.groups import AttentionKind, Placement, WorldConfig
+from pausebench.groups import AttentionKind, PauseVisibility, Placement, WorldConfig
 from pausebench.model.attention import AttentionMask
 from pausebench.model.decoder import Decoder
 from pausebench.pauses import Role, Rows, inference_rows
@@ -33,6 +33,7 @@ RELAY = dataclasses.replace(TASKS["relay"], generated_rows=60)
 Worlds = Callable[[str], WorldConfig]
 Models = Callable[..., Decoder]
 ROW_TENSORS = ("input_ids", "labels", "roles")
+OF_ROWS = ("lengths", "readout")
 
 
 class RaggedWorld:
@@ -175,7 +176,8 @@ def rows_of(lengths: list[int]) -> Rows:
     input_ids = torch.randint(0, 14, (len(lengths), max(lengths)), generator=generator)
     padding = torch.arange(max(lengths)) >= torch.tensor(lengths)[:, None]
     roles = torch.where(padding, Role.PADDING.value, Role.PREFIX.value).to(torch.int8)
-    return Rows(input_ids.masked_fill(padding, 14), input_ids, roles, torch.tensor(lengths))
+    ends = torch.tensor(lengths)
+    return Rows(input_ids.masked_fill(padding, 14), input_ids, roles, ends, ends - 1)
 
 
 def test_a_pause_is_never_emitted_even_where_it_has_the_largest_logit(
@@ -222,7 +224,7 @@ def test_finished_rows_leave_the_batch_and_the_others_answer_as_if_alone(
     for index, length in enumerate(rows.lengths.tolist()):
         one = Rows(
             *(getattr(rows, name)[index : index + 1, :length] for name in ROW_TENSORS),
-            rows.lengths[index : index + 1],
+            *(getattr(rows, name)[index : index + 1] for name in OF_ROWS),
         )
         assert decoded(model, one, AttentionKind.causal, **options) == [together[index]]
 
@@ -270,6 +272,108 @@ def test_decoding_equals_reading_the_whole_row_again_for_every_token(
     )
 
 
+@pytest.mark.parametrize("batch_size", [1, 4, 6])
+@pytest.mark.parametrize("placement", Placement)
+@pytest.mark.parametrize("cue", [[], [13]], ids=["no cue", "cue"])
+@pytest.mark.parametrize(
+    ("visibility", "m"), [*((visibility, 3) for visibility in PauseVisibility), (PauseVisibility.all, 0)]
+)
+@pytest.mark.parametrize("shift", [0, 5])
+def test_with_the_controls_decoding_equals_reading_the_whole_row_again(
+    make_decoder: Models,
+    shift: int,
+    visibility: PauseVisibility,
+    m: int,
+    cue: list[int],
+    placement: Placement,
+    batch_size: int,
+) -> None:
+    """Greedy decoding written out without a cache; of a shift's gap, pauses take the beginning."""
+    model = make_decoder(16, seed=10, embedding_std=0.2, linear_gain=3.0)
+    kind = AttentionKind.bidirectional
+    prefixes = [[3, 1, 4, 1, 5], [9], [2, 6, 5, 3, 5, 8, 9], [7, 9, 3], [2, 3, 8], [4, 6]]
+    answers = []
+    for first in range(0, len(prefixes), batch_size):
+        part = prefixes[first : first + batch_size]
+        lengths = torch.tensor([len(prefix) for prefix in part])
+        padded = torch.tensor([prefix + [14] * (int(lengths.max()) - len(prefix)) for prefix in part])
+        layout = RowLayout(m, placement, kind, torch.tensor(cue, dtype=torch.int64), 15, 14, visibility, shift)
+        rows = layout.inference_rows(EncodedExamples(padded, lengths, padded[:, :0], lengths * 0))
+        answers += generate(
+            model, rows, kind, max_new_tokens=6, end_id=14, pause_id=15, visibility=visibility, limit=150
+        )
+    for prefix, answer in zip(prefixes, answers, strict=True):
+        parts = [(prefix, 0), ([15] * m, 1)]
+        given_part = [
+            (token, role)
+            for tokens, role in (parts if placement is Placement.append else parts[::-1])
+            for token in tokens
+        ]
+        ids, roles = [token for token, _ in given_part] + cue, [role for _, role in given_part] + [2] * len(cue)
+        behind = (len(prefix) if placement is Placement.append else 0) + m
+        readout, expected, log_probabilities = len(ids) - 1, [], []
+        while len(expected) < 6:
+            positions = [t + max(0, shift - m) * (t >= behind) for t in range(len(ids))]
+            marks = torch.arange(len(ids))[None] == readout
+            mask = AttentionMask(kind, torch.tensor([roles], dtype=torch.int8), None, visibility, marks)
+            logits = model.logits(model(torch.tensor([ids]), mask, torch.tensor([positions])))[0, -1].detach()
+            token = int(logits[:15].argmax())
+            log_probabilities.append(float(logits.log_softmax(dim=0)[token]))
+            if token == 14:
+                break
+            expected.append(token)
+            ids, roles = [*ids, token], [*roles, 2]
+        assert answer.tokens == expected
+        assert answer.mean_log_probability == pytest.approx(statistics.fmean(log_probabilities), abs=1e-5)
+
+
+@pytest.mark.parametrize("m", [0, 3, 8])
+@pytest.mark.parametrize("placement", Placement)
+def test_a_shifted_row_stops_at_the_limit_of_positions_and_its_likelihood_counts_them(
+    make_decoder: Models, placement: Placement, m: int
+) -> None:
+    """Shift 5, limit 40: as much room as with max(5, m) pauses; likelihoods written out row by row."""
+    model = make_decoder(16)
+    examples = [text(words(length, length), words(9, length)) for length in (1, 20, 31, 60)]
+    shifted = dataclasses.replace(text_layout(), shift=5, placement=placement)
+    evaluator = text_evaluator(model, examples)
+    _, predictions = evaluator.evaluate(shifted, m)
+    taken, double = max(5, m), copy.deepcopy(model).double()
+    for example, row in zip(examples, predictions, strict=True):
+        prefix = TOKENIZER.encode(example.prefix)[-(MAX_LENGTH - taken - MAX_LENGTH // 8) :]
+        target = [*TOKENIZER.encode(example.target), TOKENIZER.end_id][: MAX_LENGTH - taken - len(prefix)]
+        pauses = [TOKENIZER.pause_id] * m
+        ids = [*prefix, *pauses, *target] if placement is Placement.append else [*pauses, *prefix, *target]
+        behind = m + (len(prefix) if placement is Placement.append else 0)
+        positions = [t + (taken - m) * (t >= behind) for t in range(len(ids))]
+        assert positions[-1] < MAX_LENGTH
+        marks = sorted([0] * len(prefix) + [1] * m, reverse=placement is Placement.prepend) + [2] * len(target)
+        mask = AttentionMask(shifted.attention, torch.tensor([marks], dtype=torch.int8))
+        logits = double.logits(double(torch.tensor([ids]), mask, torch.tensor([positions])))[0].detach()
+        first = len(ids) - len(target)
+        chosen = logits.log_softmax(dim=1)[range(first - 1, len(ids) - 1), target]
+        assert row["nll"] == pytest.approx(-float(chosen.mean()), abs=1e-8)
+    favour(model, 3)
+    _, predictions = text_evaluator(model, examples[:3]).evaluate(shifted, m)
+    assert [len(row["prediction"].split()) for row in predictions] == [
+        MAX_LENGTH - taken - min(length, MAX_LENGTH - taken - 5) + 1 for length in (1, 20, 31)
+    ]
+
+
+@pytest.mark.parametrize("visibility", PauseVisibility)
+def test_with_hidden_pauses_scores_are_the_same_for_batch_sizes_1_7_and_64(
+    make_decoder: Models, world_config: Worlds, visibility: PauseVisibility
+) -> None:
+    world = RaggedWorld(world_config("count20"))
+    layout = dataclasses.replace(layout_of(RAGGED, world), visibility=visibility)
+    model = answering(make_decoder, world, "even odd")
+    whole = evaluated(model, RAGGED, world, layout, 64, 4)
+    assert evaluated(model, RAGGED, world, layout, 7, 4) == evaluated(model, RAGGED, world, layout, 1, 4) == whole
+    other = dataclasses.replace(layout, visibility=PauseVisibility.all)
+    same = evaluated(model, RAGGED, world, other, 64, 4)[0]["target_nll"] == whole[0]["target_nll"]
+    assert same is (visibility is PauseVisibility.all)
+
+
 def test_an_answer_is_never_longer_than_asked(make_decoder: Models) -> None:
     model = make_decoder(16)
     favour(model, 3)
@@ -289,7 +393,7 @@ def test_a_row_at_the_limit_stops_by_itself_whatever_batch_it_is_in(
     unlimited = decoded(model, rows, kind, **options)
     stopped = 0
     for first in range(0, 10, batch_size):
-        part = Rows(*(getattr(rows, field.name)[first : first + batch_size] for field in dataclasses.fields(rows)))
+        part = Rows(*(getattr(rows, name)[first : first + batch_size] for name in (*ROW_TENSORS, *OF_ROWS)))
         width = int(part.lengths.max())
         part = dataclasses.replace(part, **{name: getattr(part, name)[:, :width] for name in ROW_TENSORS})
         answers = decoded(model, part, kind, limit=10, **options)
