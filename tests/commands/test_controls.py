@@ -63,7 +63,10 @@ def composed(command: str, line: str) -> Any:
         ("world=count20 pause=on train.steps=30", "count20-mini-PausePT-s0-a904e020"),
         ("world=count20 pause=off train.steps=30", "count20-mini-StdPT-s0-fb5023fa"),
         ("world=count20 pause=off pause_visibility=self train.steps=30", "count20-mini-StdPT-s0-fb5023fa"),
-        ("model=tiny pause=on train.steps=5 train.batch_size=4", "english-tiny-PausePT-s0-df783c86"),
+        (
+            "model=tiny world.sequence_length=80 pause=on train.steps=5 train.batch_size=4",
+            "english-tiny-PausePT-s0-df783c86",
+        ),
     ],
 )
 def test_a_pretraining_without_a_control_has_the_name_it_had(line: str, name: str) -> None:
