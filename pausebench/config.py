@@ -104,9 +104,8 @@ class ReproduceConfig(RunConfig):
     tokenizer: TokenizerConfig | None = option(None, "group: how text becomes tokens (none: the model's own)")
     limit: int | None = option(None, "score only the first so many test rows (none: all)")
     overrides: list[str] = option([], "appended to every pretrain and finetune cell: 'overrides=[\"train.steps=50\"]'")
-    finetune_overrides: list[str] = option(
-        [], "appended to every finetune cell alone, so that its parents stay the same"
-    )
+    pretrain_overrides: list[str] = option([], "appended to every pretrain cell alone")
+    finetune_overrides: list[str] = option([], "appended to every finetune cell alone: the parents stay the same")
     dry_run: bool = option(False, "print the cells as commands instead of running them")
     wait: bool = option(True, "wait for cells that another process is running")
 

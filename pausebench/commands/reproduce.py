@@ -81,7 +81,8 @@ def study_name(config: ReproduceConfig) -> str:
         "tokenizer": plain(config.tokenizer) if own_tokenizer else None,
     }
     narrowed |= {"lists": lists} if (lists := typed_lists(config)) else {}
-    narrowed |= {"finetune_overrides": config.finetune_overrides} if config.finetune_overrides else {}
+    for stage in ("pretrain_overrides", "finetune_overrides"):
+        narrowed |= {stage: given} if (given := getattr(config, stage)) else {}
     return run_name(name, narrowed) if any(narrowed.values()) else name
 
 

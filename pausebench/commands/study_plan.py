@@ -101,7 +101,7 @@ class Plan:
         command += "".join(f" {word}" for word in chosen_data(self.config))
         if self.config.limit is not None:
             command += f" limit={self.config.limit}"
-        for option in ("overrides", "finetune_overrides"):
+        for option in ("overrides", "pretrain_overrides", "finetune_overrides"):
             if given := getattr(self.config, option):
                 quoted = ",".join(f'"{item}"' for item in given)
                 command += f" '{option}=[{quoted}]'"
@@ -259,7 +259,7 @@ class _Builder:
     def _pretrained(self, arm: Arm, finetuned: FinetuneConfig) -> Cell:
         """The parent's cell, composed once for all the finetunings that share it."""
         own = [*runs.data_overrides(finetuned), f"pause={ON_OFF[arm.pretraining]}"]
-        more = [*arm.pretrain, *self._config.overrides]
+        more = [*arm.pretrain, *self._config.overrides, *self._config.pretrain_overrides]
         overrides = list(dict.fromkeys([*own, f"seed={finetuned.pretraining_seed}", *more]))
         config: PretrainConfig = self._compose("pretrain", overrides)
         folder = runs.pretrain_folder(config)
