@@ -222,12 +222,12 @@ def test_a_decoded_result_says_what_its_windows_and_answers_cost(
         return answers
 
     monkeypatch.setattr(evaluator, "generate", counting)
-    model = make_decoder(V, seed=3, embedding_std=0.2, linear_gain=3.0)
+    model = make_decoder(V, seed=4, embedding_std=0.2, linear_gain=3.0)
     examples = [Example("w1 w2", "w3", ("w3",), context="w4 w5 w6 " * size) for size in range(1, 25)]
     options: dict[str, Any] = {"batch_size": 1, "max_length": 40, "max_new_tokens": 7}
     scorer = evaluator.Evaluator(model, TASKS["squad"], examples, TOKENIZER, **options)
     result, _ = scorer.evaluate(layout_of(AttentionKind.bidirectional, 0, 0), 3)
-    assert len(spent) > len(examples) and 7 in lengths and len(set(lengths)) > 3
+    assert len(spent) > len(examples) and {6, 7} < set(lengths)
     assert result["inference_flops"] == sum(spent) / len(examples)
 
 
