@@ -70,13 +70,10 @@ def execute(command: str, composed: Any) -> dict[str, Any]:
     from hydra.core.hydra_config import HydraConfig
 
     config = to_config(command, composed, list(HydraConfig.get().overrides.task))
-    if command == "reproduce":
-        from pausebench.commands import reproduce
-
-        return reproduce.run(config, HydraCells())
     from importlib import import_module
 
-    result: dict[str, Any] = import_module(f"pausebench.commands.{command}").run(config)
+    run = import_module(f"pausebench.commands.{command}").run
+    result: dict[str, Any] = run(config, HydraCells()) if command in ("reproduce", "plan") else run(config)
     return result
 
 

@@ -39,6 +39,8 @@ class Cell:
     folders: list[RunFolder]
     parents: list[RunFolder] = field(default_factory=list)
     finetune: FinetuneConfig | None = None
+    config: PretrainConfig | FinetuneConfig | None = None  # of a training cell, resolved
+    evaluation: EvaluateConfig | None = None  # of an evaluate cell, mt a list
 
     @property
     def name(self) -> str:
@@ -180,7 +182,7 @@ def build_plan(config: ReproduceConfig, cells: Cells) -> Plan:
                     overrides[which] = override("init", str(pretrain.folders[0].path))
             folder = runs.finetune_folder(finetuned, parent)
             searched = finetuned if needed and not ambiguous else None
-            finetunes.setdefault(folder.name, Cell("finetune", overrides, [folder], needed, searched))
+            finetunes.setdefault(folder.name, Cell("finetune", overrides, [folder], needed, searched, finetuned))
             fillers = panel.get("filler", ["pause"])
             for filler, m in itertools.product(fillers, panel.get("mt", [finetuned.pauses])):
                 filler = "pause" if m == 0 else filler
@@ -224,7 +226,7 @@ def _pretrain_cell(
     key = tuple(overrides)
     if key not in known:
         pretrain: PretrainConfig = cells.compose("pretrain", [*overrides, override("runs", root)])
-        known[key] = Cell("pretrain", overrides, [runs.pretrain_folder(pretrain)])
+        known[key] = Cell("pretrain", overrides, [runs.pretrain_folder(pretrain)], config=pretrain)
     return known[key]
 
 
@@ -236,7 +238,8 @@ def _evaluate_cell(filler: str, limit: int | None, by_m: dict[int, dict[str, Any
         overrides.append(f"filler={filler}")
     if limit is not None:
         overrides.append(f"limit={limit}")
-    return Cell("evaluate", overrides, [by_m[m]["folder"] for m in sorted(by_m)], [run])
+    evaluation = EvaluateConfig(run=run.name, mt=sorted(by_m), filler=filler, limit=limit)
+    return Cell("evaluate", overrides, [by_m[m]["folder"] for m in sorted(by_m)], [run], evaluation=evaluation)
 
 
 def as_commands(command: str, cells: Iterable[Sequence[str]], runs_root: str) -> list[str]:
