@@ -104,7 +104,7 @@ def smaller_versions(plan: Plan, config: PlanConfig, cells: Cells, device: Devic
     panels = config.result["panels"]
     offered: list[tuple[str, list[str]]] = []
     pretrain = next((c.config for c in plan.stages.get("pretrain", []) if isinstance(c.config, PretrainConfig)), None)
-    if pretrain is not None:
+    if pretrain is not None and not pretrain.embedded:
         tokens = TOKENS_A_PARAMETER * parameters(pretrain.model, vocabulary(pretrain))
         steps = round(tokens / (pretrain.train.batch_size * (pretrain.sequence_length or 0)))
         if steps < pretrain.train.steps:
@@ -326,8 +326,9 @@ def _rows(made: Sequence[TrainingConfig]) -> str:
 
 
 def _largest(plan: Plan) -> TrainingConfig | None:
-    """A config with the largest model."""
-    made = [cell.config for cell in plan.cells() if cell.config is not None]
+    """A config with the largest model, of the pretrainings where there are some."""
+    cells = plan.stages.get("pretrain") or plan.cells()
+    made = [cell.config for cell in cells if cell.config is not None]
     return max(made, key=lambda config: parameters(config.model, vocabulary(config)), default=None)
 
 
