@@ -229,10 +229,10 @@ def _stage_table(planned: Sequence[PlannedCell], config: PlanConfig) -> Table:
     """A line a stage, then what is paid, to pay, and all."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("stage", "cells", "tokens", "FLOPs", f"{_unit(config)}-hours", "wall time", "checkpoints", "disk"):
-        table.add_column(name, justify="left" if name == "stage" else "right")
+        table.add_column(name, justify="left" if name == "stage" else "right", no_wrap=True)
     sums = cost.by_command(planned)
     if any(cell.paid for cell in planned):
-        sums["already paid"] = cost.total([cell for cell in planned if cell.paid])
+        sums["paid"] = cost.total([cell for cell in planned if cell.paid])
         sums["to pay"] = cost.total([cell for cell in planned if not cell.paid])
     for name, spent in [*sums.items(), ("total", cost.total(planned))]:
         table.add_row(

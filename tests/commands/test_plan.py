@@ -62,7 +62,8 @@ def test_what_is_planned_is_what_runs_then_have(tmp_path: Path, capsys: pytest.C
     done = sum(cell["cost"]["flops"] for cell in paid.values())
     assert after["to_pay"]["flops"] == pytest.approx(after["total"]["flops"] - done)
     assert after["total"] == before["total"]
-    assert "already paid" in capsys.readouterr().out
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("paid"))
+    assert line.split()[1] == "3"
 
 
 def test_the_plan_of_the_large_model_needs_no_network_and_pretraining_dominates(
@@ -76,6 +77,19 @@ def test_the_plan_of_the_large_model_needs_no_network_and_pretraining_dominates(
     assert "% is pretrain" in out and "mfu=0.5 is an assumption" in out
     hours = found["total"]["seconds"] / 3600
     assert f"{hours:,.0f}" in out and f"{hours / 8 / 24:,.1f} days" in out
+
+
+def test_the_worked_example_of_the_docs_is_what_the_command_prints(
+    tmp_path: Path, offline: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "cost.md").read_text()
+    block = text.partition("\n    $ pausebench plan ")[2].partition("\n\n## ")[0]
+    command, _, shown = block.partition("\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")
+    assert cli.run(["plan", *shlex.split(command)]) == 0
+    printed = capsys.readouterr().out.rstrip().splitlines()
+    assert [line.rstrip() for line in printed] == [line.removeprefix("    ").rstrip() for line in shown.splitlines()]
 
 
 def test_each_smaller_version_costs_less_and_its_command_plans_the_same_cells(tmp_path: Path, offline: None) -> None:
