@@ -138,8 +138,8 @@ COMMANDS: dict[str, type[RunConfig]] = {
     "finetune": FinetuneConfig,
     "evaluate": EvaluateConfig,
     "reproduce": ReproduceConfig,
-    "plan": PlanConfig,
     "report": ReportConfig,
+    "plan": PlanConfig,
     "tasks": TasksConfig,
     "show": ShowConfig,
 }
