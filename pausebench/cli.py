@@ -19,7 +19,7 @@ from pausebench.config import COMMANDS
 from pausebench.errors import BadInput, Interrupted, PausebenchError, RunFailed
 from pausebench.help import choices, command_help, conf_dir, option_names, overview
 
-STUDIES = ("reproduce",)
+STUDIES = ("reproduce", "plan")
 
 
 def main() -> NoReturn:
@@ -74,13 +74,10 @@ def execute(command: str, composed: Any) -> dict[str, Any]:
     from hydra.core.hydra_config import HydraConfig
 
     config = to_config(command, composed, list(HydraConfig.get().overrides.task))
-    if command == "reproduce":
-        from pausebench.commands import reproduce
-
-        return reproduce.run(config, HydraCells())
     from importlib import import_module
 
-    result: dict[str, Any] = import_module(f"pausebench.commands.{command}").run(config)
+    run = import_module(f"pausebench.commands.{command}").run
+    result: dict[str, Any] = run(config, HydraCells()) if command in STUDIES else run(config)
     return result
 
 

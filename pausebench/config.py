@@ -147,6 +147,31 @@ class ReproduceConfig(RunConfig):
 
 
 @dataclass(frozen=True)
+class PlanConfig(ReproduceConfig):
+    """What a study would cost."""
+
+    gpu: str = option("h100", "h100, h200, a100 (data sheets), or cpu: one core, its peak measured here")
+    gpus: int = option(1, "devices that share the work")
+    mfu: float = option(0.4, "share of the peak that is reached: an assumption, not measured on your machine")
+    peak_tflops: float | None = option(None, "dense bf16 TFLOP/s of a device (none: the data sheet's)")
+    answer_tokens: int | None = option(None, "tokens of a decoded answer (none: as long as the right answers)")
+    smaller: bool = option(True, "print smaller versions of the study and their cost as well")
+    json: str | None = option(None, "write every cell's cost to this file as well")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        allowed = ("h100", "h200", "a100", "cpu")
+        fix = "For another device take the nearest and give peak_tflops=."
+        require(self.gpu in allowed, f"gpu={self.gpu}", f"allowed are {', '.join(allowed)}", fix)
+        require(self.gpus >= 1, f"gpus={self.gpus}", "must be at least 1")
+        require(0 < self.mfu <= 1, f"mfu={self.mfu}", "must be above 0 and at most 1", "For example mfu=0.4.")
+        valid = self.peak_tflops is None or self.peak_tflops > 0
+        require(valid, f"peak_tflops={self.peak_tflops}", "must be above 0")
+        valid = self.answer_tokens is None or self.answer_tokens >= 1
+        require(valid, f"answer_tokens={self.answer_tokens}", "must be at least 1")
+
+
+@dataclass(frozen=True)
 class ReportConfig(RunConfig):
     """Tables and page from the run folders alone."""
 
@@ -159,6 +184,7 @@ COMMANDS: dict[str, type[RunConfig]] = {
     "evaluate": EvaluateConfig,
     "reproduce": ReproduceConfig,
     "report": ReportConfig,
+    "plan": PlanConfig,
     "tasks": TasksConfig,
     "show": ShowConfig,
 }

@@ -17,6 +17,7 @@ SUMMARIES = {
     "finetune": "train a pretrained run on a task, with K pauses (PauseFT) or none (StdFT)",
     "evaluate": "score a finetuned run with any number M of pauses",
     "reproduce": "plan, run, resume and report a whole study",
+    "plan": "what a study would cost: tokens, FLOPs, device time, disk",
     "report": "tables and a page from the run folders alone",
     "tasks": "list the tasks: metric, splits, rows, K and steps",
     "show": "print examples of a task as the model sees them",
@@ -43,6 +44,11 @@ EXAMPLES = {
         "pausebench reproduce result=miniature seeds=2 dry_run=true",
         "pausebench reproduce result=text model=small data=files data.root=DIR tokenizer=bpe",
     ),
+    "plan": (
+        "pausebench plan result=text model=1b data=hub gpu=h100 gpus=8",
+        "pausebench plan result=text model=130m data=hub gpu=a100 mfu=0.3 seeds=1",
+        "pausebench plan result=demo gpu=cpu gpus=2",
+    ),
     "report": ("pausebench report", "pausebench report runs=runs study=demo"),
     "tasks": ("pausebench tasks", "pausebench tasks data.root=DIR"),
     "show": (
@@ -56,6 +62,7 @@ GROUPS = {
     "finetune": ("task", "model", "data", "corpus", "tokenizer", "world", "pause", "tracking"),
     "evaluate": (),
     "reproduce": ("result", "model", "data", "corpus", "tokenizer"),
+    "plan": ("result", "model", "data", "corpus", "tokenizer"),
     "report": (),
     "tasks": (),
     "show": ("task", "model", "data", "corpus", "tokenizer", "world", "pause", "tracking"),

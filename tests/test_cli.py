@@ -298,7 +298,8 @@ def test_every_configuration_file_composes(file: str) -> None:
         "result": ["reproduce", f"result={name}"],
     }.get(group, ["pretrain", f"{group}={name}"])
     if group == ".":
-        needed = {"finetune": ["task=parity"], "show": ["task=parity"], "reproduce": ["result=demo"]}
+        task, study = ["task=parity"], ["result=demo"]
+        needed = {"finetune": task, "show": task, "reproduce": study, "plan": study}
         line = [name, *needed.get(name, [])] if name in COMMANDS else ["pretrain"]
     with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
         composed = compose(line[0], [*line[1:], *(["run=x"] if line[0] == "evaluate" else [])])

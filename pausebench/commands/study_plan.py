@@ -11,11 +11,13 @@ from typing import Any, Protocol
 from pausebench.commands import panels, runs
 from pausebench.commands.evaluate import evaluate_folder
 from pausebench.commands.panels import Arm
+from pausebench.commands.row_lengths import length_limit, row_lengths, vocabulary
 from pausebench.commands.runs import override
 from pausebench.config import EvaluateConfig, ReproduceConfig
 from pausebench.data.vocabulary import open_tokenizer
 from pausebench.errors import BadInput
 from pausebench.groups import Source
+from pausebench.model.flops import equal_flops_layers, equal_flops_steps
 from pausebench.results.run_folder import RunFolder
 from pausebench.stages import FinetuneConfig, PretrainConfig
 
@@ -35,7 +37,7 @@ class Cells(Protocol):
 class Cell:
     """One command: its overrides, the folders it fills, and the folders it needs.
 
-    config: of the training, or of the run that is evaluated. evaluation: of an evaluate cell.
+    config: of a training cell, resolved. evaluation: of an evaluate cell, mt a list.
     """
 
     command: str
@@ -214,7 +216,7 @@ class _Builder:
         return {command: stage for command, stage in found.items() if stage}
 
     def _evaluated(self, arm: Arm, seed: int) -> Iterator[dict[str, Any]]:
-        cell = self._finetuned(arm, seed)
+        cell = self._finetuned(self._at_equal_flops(arm), seed)
         finetuned, run = cell.config, cell.folders[0]
         assert isinstance(finetuned, FinetuneConfig)
         for filler, m in itertools.product(arm.fillers, arm.mt or (finetuned.pauses,)):
@@ -236,6 +238,32 @@ class _Builder:
                 "seed": seed,
                 "control": arm.control,
             }
+
+    def _at_equal_flops(self, arm: Arm) -> Arm:
+        """An arm without pauses made as dear as with K = ``equal_to``: by layers at inference, by steps in training."""
+        if not arm.equal_to:
+            return arm
+        plain = self._finetuned(replace(arm, equal_to=0), 0)
+        config = plain.config
+        assert isinstance(config, FinetuneConfig)
+        parents = [self._pretrains[folder.name].config for folder in plain.parents]
+        lengths, vocab_size = row_lengths(config, length_limit(config, parents)), vocabulary(config)
+        if arm.control == "layers":
+            layers = equal_flops_layers(
+                config.model, vocab_size, lengths.test_prefix, arm.equal_to, lengths.answer, config.prefix
+            )
+            more = (f"model.n_layers={layers}",)
+            return replace(arm, finetune=(*arm.finetune, *more), pretrain=(*arm.pretrain, *more))
+        steps = equal_flops_steps(
+            config.model,
+            vocab_size,
+            lengths.train_prefix,
+            arm.equal_to,
+            lengths.train_target,
+            config.train.steps,
+            config.prefix,
+        )
+        return replace(arm, finetune=(*arm.finetune, f"train.steps={steps}"))
 
     def _finetuned(self, arm: Arm, seed: int) -> Cell:
         """The finetune cell of an arm and a seed, and behind it its parent's."""
@@ -292,7 +320,7 @@ def _evaluate_cell(run: Cell, filler: str, config: ReproduceConfig, folders: dic
     if config.limit is not None:
         overrides.append(f"limit={config.limit}")
     evaluation = EvaluateConfig(runs=config.runs, run=run.name, mt=counts, filler=filler, limit=config.limit)
-    return Cell("evaluate", overrides, [folders[m] for m in counts], [run.folders[0]], run.config, evaluation)
+    return Cell("evaluate", overrides, [folders[m] for m in counts], [run.folders[0]], evaluation=evaluation)
 
 
 def as_commands(command: str, cells: Iterable[Sequence[str]], runs_root: str) -> list[str]:

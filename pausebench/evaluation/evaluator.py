@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ from pausebench.evaluation.intervals import macro_f1_estimate, mean_estimate
 from pausebench.evaluation.metrics import CHOICE_METRICS, METRICS
 from pausebench.evaluation.score import target_log_likelihoods
 from pausebench.model.decoder import Decoder
+from pausebench.model.flops import inference_flops, scoring_flops
 from pausebench.tasks import Example, Task
 
 PARTS = ("history", "context", "question")  # of an example; what may be cut, first to last
@@ -80,7 +81,7 @@ class Evaluator:
         layout = replace(layout, k=m)
         began = time.perf_counter()
         readings, cut = self._readings(layout.given)
-        rows = self._scored(layout, readings) if self.task.scored else self._decoded(layout, readings)
+        rows, flops = self._scored(layout, readings) if self.task.scored else self._decoded(layout, readings)
         groups = [example.group for example in self.examples]
         estimates = {
             name: macro_f1_estimate([row["chosen"] for row in rows], [row["right"] for row in rows], groups)
@@ -104,6 +105,7 @@ class Evaluator:
             "intervals": {name: [estimate.low, estimate.high] for name, estimate in estimates.items()},
             "target_nll": nll.value,
             "target_nll_stderr": nll.stderr,
+            "inference_flops": flops / len(rows),
             "examples_per_second": len(rows) / (time.perf_counter() - began),
         }
         return result, rows
@@ -118,8 +120,8 @@ class Evaluator:
             cut.append(fitted.cut)
         return readings, cut
 
-    def _decoded(self, layout: RowLayout, readings: Sequence[Reading]) -> list[dict[str, Any]]:
-        """A decoded answer for each row, and the likelihood of its target after the same reading."""
+    def _decoded(self, layout: RowLayout, readings: Sequence[Reading]) -> tuple[list[dict[str, Any]], float]:
+        """A decoded answer for each row and the likelihood of its target after the same reading; FLOPs of decoding."""
         answers: dict[int, Answer] = {}
         for numbers in self._batches([len(reading.prefix) for reading in readings]):
             prefixes = [readings[number].prefix for number in numbers]
@@ -146,10 +148,25 @@ class Evaluator:
             scores = {name: METRICS[name](text, example.references) for name in self.task.metrics}
             correct = scores["exact_match" if "exact_match" in scores else self.task.metrics[0]] == 1.0
             rows.append(self._row(row, text, correct, scores, likelihoods[row]))
-        return rows
+        flops = sum(
+            self._flops(inference_flops, layout, reading.prefix, self._predicted(layout, reading.prefix, answers[i]))
+            for i, reading in enumerate(readings)
+        )
+        return rows, flops
 
-    def _scored(self, layout: RowLayout, readings: Sequence[Reading]) -> list[dict[str, Any]]:
-        """The likeliest candidate of each row."""
+    def _predicted(self, layout: RowLayout, prefix: Tokens, answer: Answer) -> int:
+        """Tokens predicted for an answer: those it has and the end token, unless it was cut off before."""
+        room = self.max_length - len(prefix) - layout.k - len(layout.cue) + 1  # the last token takes no position
+        return min(len(answer.tokens) + 1, self.max_new_tokens, room)
+
+    def _flops(self, formula: Callable[..., float], layout: RowLayout, prefix: Tokens, tokens: int) -> float:
+        """A formula of ``model.flops`` for so many tokens predicted behind a prefix and its pauses."""
+        model = self.model
+        given = len(prefix) + layout.k
+        return formula(model.config, model.vocab_size, given, tokens, layout.attention, len(layout.cue))
+
+    def _scored(self, layout: RowLayout, readings: Sequence[Reading]) -> tuple[list[dict[str, Any]], float]:
+        """The likeliest candidate of each row, and the FLOPs of all candidates."""
         pairs = [
             (number, candidate)
             for number, reading in enumerate(readings)
@@ -172,7 +189,11 @@ class Evaluator:
             scores |= {"chosen": chosen, "right": right, "log_likelihoods": [round(total, 9) for total in totals]}
             text = example.candidates[chosen]
             rows.append(self._row(row, text, chosen == right, scores, found[right]))
-        return rows
+        flops = sum(
+            self._flops(scoring_flops, layout, prefix, likelihood.tokens)
+            for prefix, likelihood in zip(prefixes, likelihoods, strict=True)
+        )
+        return rows, flops
 
     def _row(self, row: int, text: str, correct: bool, scores: dict[str, Any], target: Likelihood) -> dict[str, Any]:
         example = self.examples[row]

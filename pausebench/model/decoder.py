@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import cached_property, partial
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from pausebench.groups import ModelConfig
 from pausebench.model.attention import AttentionMask, Documents, attend, attend_documents, take_apart
+from pausebench.model.flops import training_flops_per_token
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": partial(F.gelu, approximate="tanh"),  # GPT-2's
@@ -188,14 +189,5 @@ class Decoder(nn.Module):
         return sum(parameter.numel() for parameter in self.parameters())
 
     def flops_per_token(self, sequence_length: float) -> float:
-        """Floating-point operations of forward and backward for one token (Chowdhery et al. 2022, appendix B).
-
-        6 for each weight of a matrix product (the tied head counts once, the embedding look-ups not at all) and
-        12 x layers x width x length for attention scores and values.
-        """
-        return 6.0 * self._matrix_weights + 12.0 * self.config.n_layers * self.config.d_model * sequence_length
-
-    @cached_property
-    def _matrix_weights(self) -> int:
-        skipped = "position_embedding.weight"
-        return sum(p.numel() for name, p in self.named_parameters() if p.ndim == 2 and name != skipped)
+        """Floating-point operations of forward and backward for one token (``flops.training_flops_per_token``)."""
+        return training_flops_per_token(self.config, self.vocab_size, sequence_length)

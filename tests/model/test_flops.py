@@ -1,0 +1,251 @@
+"""Counted by formula, by torch's own counter on real decoders, and on the masks themselves."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from pausebench.data.batches import Batch, EncodedExamples, RowLayout
+from pausebench.data.tokenizer import WordTokenizer
+from pausebench.evaluation import evaluator
+from pausebench.evaluation.generate import Answer, generate
+from pausebench.evaluation.score import target_log_likelihoods
+from pausebench.groups import AttentionKind, ModelConfig, Placement
+from pausebench.model.attention import AttentionMask
+from pausebench.model.decoder import Decoder
+from pausebench.model.flops import (
+    attended_pairs,
+    equal_flops_layers,
+    equal_flops_steps,
+    finetuning_flops,
+    inference_flops,
+    matrix_weights,
+    parameters,
+    scoring_flops,
+    training_flops_per_token,
+)
+from pausebench.pauses import IGNORE_INDEX
+from pausebench.tasks import TASKS, Example
+from pausebench.training.loss import summed_loss
+
+Models = Callable[..., Decoder]
+V, END, PAUSE = 16, 14, 15
+KINDS = [AttentionKind.causal, AttentionKind.bidirectional]
+ONE_B = ModelConfig("1b", n_layers=24, n_heads=32, d_model=2048, d_mlp=8192, max_positions=16384)
+SHAPES: list[dict[str, Any]] = [{}, {"n_layers": 3, "n_heads": 1, "d_model": 24, "d_mlp": 80}]
+
+
+def counted(work: Callable[[], Any]) -> int:
+    """What torch's counter sees of matrix products."""
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return counter.get_total_flops()
+
+
+def layout_of(kind: AttentionKind, k: int, cue: int) -> RowLayout:
+    return RowLayout(k, Placement.append, kind, torch.full((cue,), 5), PAUSE, END)
+
+
+def example(prefix: int, target: int) -> EncodedExamples:
+    return EncodedExamples.of([[1 + i % 9 for i in range(prefix)]], [[2 + i % 9 for i in range(target)]], END)
+
+
+def hidden_attention(model: ModelConfig, layers: int, positions: int, pairs: float) -> float:
+    """What a kernel that computes the whole square spends on pairs that the mask then hides."""
+    return layers * 4 * model.d_model * (positions**2 - pairs)
+
+
+def test_the_models_of_the_paper_have_the_published_number_of_parameters() -> None:
+    small = ModelConfig("130m", n_layers=12, n_heads=12, d_model=768, d_mlp=3072, max_positions=16384)
+    assert (parameters(small, 50258), parameters(ONE_B, 50258)) == (136_237_056, 1_345_085_440)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_parameters_and_matrix_weights_are_those_of_the_decoder(make_decoder: Models, shape: dict[str, Any]) -> None:
+    model = make_decoder(**shape)
+    assert parameters(model.config, model.vocab_size) == model.parameter_count()
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and name != "position_embedding.weight"]
+    assert matrix_weights(model.config, model.vocab_size) == sum(p.numel() for p in matrices)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("length", [1, 7, 40])
+def test_a_pretraining_step_costs_what_torch_counts(make_decoder: Models, shape: dict[str, Any], length: int) -> None:
+    model, rows = make_decoder(**shape), 3
+
+    def step() -> None:
+        input_ids = torch.ones(rows, length, dtype=torch.int64)
+        model.logits(model(input_ids, AttentionMask(AttentionKind.causal))).sum().backward()
+
+    expected = rows * length * training_flops_per_token(model.config, model.vocab_size, length)
+    assert counted(step) == expected == rows * length * model.flops_per_token(length)
+
+
+def test_where_nothing_is_predicted_the_step_is_cheaper_by_the_head_alone(make_decoder: Models) -> None:
+    """Pause-pretraining has no loss in front of a pause; the formula of published MFU counts the head there too."""
+    model, rows, length = make_decoder(V), 4, 30
+    labels = torch.ones(rows, length, dtype=torch.int64)
+    labels[:, ::10] = IGNORE_INDEX
+    batch = Batch(torch.ones(rows, length, dtype=torch.int64), labels, AttentionMask(AttentionKind.causal), length)
+    spent = counted(lambda: summed_loss(model, batch, torch.device("cpu")).backward())
+    formula = rows * length * training_flops_per_token(model.config, V, length)
+    assert formula - spent == 6 * V * model.config.d_model * int((labels == IGNORE_INDEX).sum())
+
+
+def test_a_row_of_mean_length_costs_what_rows_cost_on_average_to_a_hundredth() -> None:
+    """Published contexts spread as widely as 50 to 750 tokens; attention is a small part of 1b."""
+    lengths = range(50, 751, 50)
+    average = sum(inference_flops(ONE_B, 50258, length, 5) for length in lengths) / len(lengths)
+    at_mean = inference_flops(ONE_B, 50258, sum(lengths) / len(lengths), 5)
+    assert 0.99 < at_mean / average < 1
+
+
+def test_pretraining_of_the_paper_costs_six_times_weights_plus_attention() -> None:
+    """Chowdhery et al., appendix B, worked out by hand for 1b at 2048 tokens."""
+    weights = 24 * 12 * 2048**2 + 50258 * 2048
+    assert training_flops_per_token(ONE_B, 50258, 2048) == 6 * weights + 12 * 24 * 2048 * 2048
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("k", "cue"), [(0, 0), (4, 0), (3, 2)])
+def test_attended_pairs_are_those_of_the_mask(kind: AttentionKind, k: int, cue: int) -> None:
+    rows = layout_of(kind, k, cue).finetuning_rows(example(6, 5))
+    length = rows.input_ids.shape[1]
+    allowed = AttentionMask(kind, rows.roles).dense()
+    seen = torch.ones(length, length).tril().bool() if allowed is None else allowed
+    assert attended_pairs(6 + k, cue + 5 - 1, kind) == int(seen.sum())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("prefix", "m", "cue", "new"), [(1, 0, 0, 1), (9, 0, 0, 4), (9, 5, 0, 4), (9, 5, 2, 7)])
+def test_an_answer_costs_what_torch_counts(
+    make_decoder: Models, kind: AttentionKind, prefix: int, m: int, cue: int, new: int
+) -> None:
+    """Prefill and decoding. The square of the prefill is computed whole: only its hidden half differs."""
+    model = make_decoder(V).double()
+    rows = layout_of(kind, m, cue).inference_rows(example(prefix, 1))
+
+    def answer() -> None:
+        options: dict[str, Any] = {"max_new_tokens": new, "end_id": V, "pause_id": PAUSE}  # never the end
+        [decoded] = generate(model, rows, kind, **options)
+        assert len(decoded.tokens) == new
+
+    given = prefix + m + cue
+    extra = hidden_attention(model.config, model.config.n_layers, given, attended_pairs(prefix + m, cue, kind))
+    assert counted(answer) - extra == inference_flops(model.config, V, prefix + m, new, kind, cue)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("k", "cue"), [(0, 0), (5, 0), (5, 2)])
+def test_a_finetuning_row_costs_what_torch_counts(make_decoder: Models, kind: AttentionKind, k: int, cue: int) -> None:
+    """A packed row of one document; the square is computed whole, forward and backward."""
+    model = make_decoder(V)
+    batch: Batch = layout_of(kind, k, cue).packed_batch(example(11, 4))
+
+    def step() -> None:
+        summed_loss(model, batch, torch.device("cpu")).backward()
+
+    length = 11 + k + cue + 4 - 1
+    pairs = attended_pairs(11 + k, cue + 3, kind)
+    extra = 3 * hidden_attention(model.config, model.config.n_layers, length, pairs)
+    assert counted(step) - extra == finetuning_flops(model.config, V, 11 + k, 4, kind, cue)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("m", "cue", "candidate"), [(0, 0, 1), (6, 0, 5), (6, 2, 5)])
+def test_a_candidate_costs_what_torch_counts(
+    make_decoder: Models, kind: AttentionKind, m: int, cue: int, candidate: int
+) -> None:
+    """All blocks but the last compute the whole square, the last the candidate's rows of it."""
+    model = make_decoder(V, n_layers=3)
+    batch = layout_of(kind, m, cue).training_batch(example(8, candidate))
+    length = 8 + m + cue + candidate - 1
+    before = length - candidate
+    extra = hidden_attention(model.config, 2, length, attended_pairs(8 + m, cue + candidate - 1, kind))
+    extra += 4 * model.config.d_model * (candidate * length - candidate * before - candidate * (candidate + 1) / 2)
+    spent = counted(lambda: target_log_likelihoods(model, batch)) - extra
+    assert spent == scoring_flops(model.config, V, 8 + m, candidate, kind, cue)
+
+
+def test_equal_flops_layers_come_nearer_than_their_neighbours() -> None:
+    wanted = inference_flops(ONE_B, 50258, 200 + 50, 5)
+
+    def missed(layers: int) -> float:
+        return abs(inference_flops(dataclasses.replace(ONE_B, n_layers=layers), 50258, 200, 5) - wanted)
+
+    found = equal_flops_layers(ONE_B, 50258, 200, 50, 5)
+    assert found == 30, "a quarter more positions, so a quarter more layers"
+    assert missed(found) < min(missed(found - 1), missed(found + 1))
+
+
+def test_equal_flops_layers_are_always_more_than_the_model_has() -> None:
+    assert equal_flops_layers(ONE_B, 50258, 200, 1, 5) == 25
+
+
+def test_equal_flops_steps_cost_what_the_steps_with_pauses_cost() -> None:
+    steps = equal_flops_steps(ONE_B, 50258, 60, 10, 70, 20_000)
+    assert 20_000 < steps < 20_000 * 70 / 60
+    with_pauses = 20_000 * finetuning_flops(ONE_B, 50258, 70, 70)
+    without = finetuning_flops(ONE_B, 50258, 60, 70)
+    assert steps * without == pytest.approx(with_pauses, abs=without)
+
+
+def test_no_pauses_cost_no_steps() -> None:
+    assert equal_flops_steps(ONE_B, 50258, 60, 0, 70, 20_000) == 20_000
+
+
+def test_the_formulas_import_no_torch() -> None:
+    code = "import sys, pausebench.model.flops; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+TOKENIZER = WordTokenizer([f"w{number}" for number in range(14)])
+
+
+def test_a_decoded_result_says_what_its_windows_and_answers_cost(
+    make_decoder: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Contexts of one and of several windows, answers that end and answers that are cut off; row by row."""
+    spent, lengths = [], []
+
+    def counting(*given: Any, **options: Any) -> list[Answer]:
+        answers: list[Answer] = []
+        spent.append(counted(lambda: answers.extend(generate(*given, **options))))
+        lengths.extend(len(answer.tokens) for answer in answers)
+        return answers
+
+    monkeypatch.setattr(evaluator, "generate", counting)
+    model = make_decoder(V, seed=4, embedding_std=0.2, linear_gain=3.0)
+    examples = [Example("w1 w2", "w3", ("w3",), context="w4 w5 w6 " * size) for size in range(1, 25)]
+    options: dict[str, Any] = {"batch_size": 1, "max_length": 40, "max_new_tokens": 7}
+    scorer = evaluator.Evaluator(model, TASKS["squad"], examples, TOKENIZER, **options)
+    result, _ = scorer.evaluate(layout_of(AttentionKind.bidirectional, 0, 0), 3)
+    assert len(spent) > len(examples) and {6, 7} < set(lengths)
+    assert result["inference_flops"] == sum(spent) / len(examples)
+
+
+def test_a_scored_result_says_what_its_candidates_cost(make_decoder: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    spent = []
+
+    def counting(model: Decoder, batch: Batch) -> list[float]:
+        found: list[float] = []
+        total = counted(lambda: found.extend(target_log_likelihoods(model, batch)))
+        hidden = ~batch.mask.dense()[0, 0]
+        extra = (model.config.n_layers - 1) * int(hidden.sum()) + int(hidden[-batch.last :].sum())
+        spent.append(total - 4 * model.config.d_model * extra)
+        return found
+
+    monkeypatch.setattr(evaluator, "target_log_likelihoods", counting)
+    options = ("w1", "w2 w3 w4", "w5 w6")
+    examples = [Example("w7 " * size, options[size % 3], ("w1",), options) for size in range(1, 9)]
+    scorer = evaluator.Evaluator(make_decoder(V), TASKS["piqa"], examples, TOKENIZER, batch_size=1, max_length=40)
+    result, _ = scorer.evaluate(layout_of(AttentionKind.bidirectional, 0, 0), 4)
+    assert len(spent) == 3 * len(examples)
+    assert result["inference_flops"] == sum(spent) / len(examples)
