@@ -54,8 +54,7 @@ def run(arguments: list[str]) -> int:
     if "-h" in rest or "--help" in rest:
         print(command_help(command))
         return 0
-    if command in STUDIES:  # Hydra would take a task for a choice of the group, and a study has a list of them
-        rest = [re.sub(r"^task=", "tasks=", given) for given in rest]
+    rest = _spelled(command, rest)
     try:
         if "-m" in rest or "--multirun" in rest:
             return _sweep(command, [item for item in rest if item not in ("-m", "--multirun")])
@@ -67,6 +66,11 @@ def run(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         print(f"pausebench {command}: interrupted. Type the same command to go on.", file=sys.stderr)
         return 130
+
+
+def _spelled(command: str, overrides: Sequence[str]) -> list[str]:
+    """``task=`` of a study as ``tasks=``: Hydra would take it for a choice of the group, and a study has a list."""
+    return [re.sub(r"^task=", "tasks=", given) if command in STUDIES else given for given in overrides]
 
 
 def execute(command: str, composed: Any) -> dict[str, Any]:
@@ -117,8 +121,9 @@ class HydraCells:
         """The resolved config of one cell. Raises ``BadInput``."""
         from hydra.types import RunMode
 
+        overrides = _spelled(command, overrides)
         with _Translated(command, overrides):
-            composed = self._hydra.compose_config(command, list(overrides), RunMode.RUN, with_log_configuration=False)
+            composed = self._hydra.compose_config(command, overrides, RunMode.RUN, with_log_configuration=False)
             return to_config(command, _without_hydra(composed), overrides)
 
     def launch(self, command: str, cells: Sequence[Sequence[str]]) -> list[CellOutcome]:
