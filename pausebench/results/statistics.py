@@ -231,16 +231,16 @@ def family_power_line(comparisons: Sequence[Comparison]) -> str | None:
 
     That level, alpha over the size of the family, is what a single effect among nulls has to pass.
     """
-    tested = [c for c in comparisons if c.deviation is not None and c.effect_size is not None]
-    if not tested:
-        return None
     family = len(comparisons)
     alpha = ALPHA / family
-    shown = sorted(smallest_detectable_difference(c.deviation or 0.0, c.n, alpha) for c in tested)
-    fewest, most = min(c.n for c in tested), max(c.n for c in tested)
-    # The seeds needed fall with the effect: the middle of the sorted effects needs as many as half of them or more.
-    middle = sorted((abs(c.effect_size or 0.0) for c in tested), reverse=True)[(len(tested) - 1) // 2]
-    needed = seeds_needed(middle, alpha)
+    spread = [(c.n, c.deviation) for c in comparisons if c.deviation is not None and c.effect_size is not None]
+    effects = sorted((abs(c.effect_size) for c in comparisons if c.effect_size is not None), reverse=True)
+    if not spread:
+        return None
+    shown = sorted(smallest_detectable_difference(deviation, n, alpha) for n, deviation in spread)
+    fewest, most = min(spread)[0], max(spread)[0]
+    # The larger an effect, the fewer seeds it needs: what the middle one needs suffices for half of them.
+    needed = seeds_needed(effects[(len(effects) - 1) // 2], alpha)
     return (
         f"{most if fewest == most else f'{fewest} to {most}'} seeds could have shown a difference of "
         f"{median(shown):.3f} or more in the middle comparison, {shown[0]:.3f} in the sharpest and "

@@ -1,11 +1,12 @@
 """What the report finds in studies whose truth is known: false positives of a null, power for planted effects.
 
-    python tests/benchmarks/planted_effects.py [draws] [null]
+    python tests/benchmarks/planted_effects.py [draws] [null | stuck]
 
 Writes run folders, reads them as `pausebench report` does and counts the comparisons that it calls higher or lower:
 nine tasks with one K (a family of 9) and with three (27), 3, 5 and 6 seeds, seed deviations of 0.5, 1 and 2.5 points,
-differences of 0, 1, 5 and 20 points in all tasks, and of 5 and 20 in one of the nine. 500 draws each by default. With
-`null` only the studies without any difference, for which more draws are affordable. Prints Markdown tables.
+differences of 0, 1, 5 and 20 points in all tasks, and of 5 and 20 in one of the nine. 500 draws each by default.
+Prints Markdown tables. With `null` only the studies without any difference, for which more draws are affordable; with
+`stuck` these, and every second run at random is 20 points lower in all arms alike, so that scores are not normal.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def bounded(count: int, total: int) -> str:
     return f"{percent(count, total)} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
-def run(draws: int, effects: tuple[float, ...]) -> dict[float, list[Tally]]:
+def run(draws: int, effects: tuple[float, ...], stuck: float) -> dict[float, list[Tally]]:
     """{deviation: the designs' tallies}."""
     tallies = {}
     for deviation in DEVIATIONS:
@@ -55,7 +56,7 @@ def run(draws: int, effects: tuple[float, ...]) -> dict[float, list[Tally]]:
             runs = Path(folder)
             write_plans(runs, designs)
             for draw in range(draws):
-                write_draw(runs, designs, deviation, random)
+                write_draw(runs, designs, deviation, random, stuck)
                 families = read_families(runs)
                 for tally in tallies[deviation]:
                     tally.add(families[tally.design.name])
@@ -81,8 +82,8 @@ def rows(
     return table
 
 
-def main(draws: int, null_only: bool) -> None:
-    tallies = run(draws, () if null_only else EFFECTS)
+def main(draws: int, null_only: bool, stuck: float) -> None:
+    tallies = run(draws, () if null_only else EFFECTS, stuck)
     heads = " | ".join(f"{seeds} seeds" for seeds in SEEDS)
     print(f"No difference anywhere: families with any false positive, % [95 % binomial interval], {draws} draws\n")
     print(f"| family | seed deviation, points | {heads} |\n|{'---|' * 5}")
@@ -112,4 +113,5 @@ def main(draws: int, null_only: bool) -> None:
 
 if __name__ == "__main__":
     arguments = sys.argv[1:]
-    main(int(next((word for word in arguments if word.isdigit()), 500)), "null" in arguments)
+    number = int(next((word for word in arguments if word.isdigit()), 500))
+    main(number, "null" in arguments or "stuck" in arguments, 0.2 if "stuck" in arguments else 0.0)

@@ -71,14 +71,18 @@ def write_plans(runs: Path, designs: Iterable[Design]) -> None:
         path.write_text(json.dumps(plan))
 
 
-def write_draw(runs: Path, designs: Sequence[Design], deviation: float, random: Random) -> None:
-    """New scores for every run of the designs; `deviation` is the one of an arm's seeds."""
+def write_draw(runs: Path, designs: Sequence[Design], deviation: float, random: Random, stuck: float = 0.0) -> None:
+    """New scores for every run of the designs; `deviation` is the one of an arm's seeds.
+
+    stuck: by how much every second run, at random, is lower, as where training either solves a task or does not.
+    """
     effects = sorted({0.0} | {design.effect for design in designs})
     ks = sorted({k for design in designs for k in design.ks})
     for place, task in enumerate(TASKS):
         for k in (0, *ks):
             for seed in range(max(design.seeds for design in designs)):
                 score = random.gauss(LOWEST + STEP * place, deviation)
+                score -= stuck * (stuck > 0.0 and random.random() < 0.5)
                 for effect in effects if k else (0.0,):
                     folder = runs / "evaluate" / run_name(task, k, seed, effect)
                     folder.mkdir(parents=True, exist_ok=True)
