@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from pausebench.results.statistics import Comparison, direction, verdict
 from pausebench.results.study import Primary, Scores, Setting
 
+# Below it a few runs that all got stuck, or all did not, pass a corrected t test: measured in docs/statistics.md.
+ENOUGH_SEEDS = 5
+
 
 @dataclass(frozen=True)
 class Contrast:
@@ -98,7 +101,12 @@ def sentence_of_many(primary: Primary, contrasts: Sequence[Contrast]) -> str:
     late = (
         f" Partial data: {partial} of {len(contrasts)} {_are(partial)} still short of planned seeds." if partial else ""
     )
-    return f"{'; '.join(parts)}.{late}"
+    few = sum(contrast.direction != 0 and contrast.comparison.n < ENOUGH_SEEDS for contrast in contrasts)
+    caution = (
+        f" Caution: {few} of the settled {'rests' if few == 1 else 'rest'} on fewer than {ENOUGH_SEEDS} seeds, "
+        "where runs that are either solved or stuck can look like a difference."
+    )
+    return f"{'; '.join(parts)}.{late}{caution if few else ''}"
 
 
 def _state(contrast: Contrast) -> str:

@@ -118,6 +118,14 @@ def test_comparisons_whose_runs_are_missing_stay_in_the_family_and_are_said_to_b
     assert "nothing can be said yet" in family_of(tmp_path / "empty", lambda raw: None).sentence
 
 
+def test_a_finding_on_few_seeds_comes_with_a_caution(tmp_path: Path) -> None:
+    score = gains({"gsm8k": 0.1})
+    few = family_of(tmp_path, lambda raw: None if raw["seed"] > 2 else score(raw), ks=(10,))
+    assert "Caution: 1 of the settled rests on fewer than 5 seeds, where runs that are either solved" in few.sentence
+    assert "Caution" not in family_of(tmp_path / "whole", score, ks=(10,)).sentence
+    assert "Caution" not in family_of(tmp_path / "null", gains({}), ks=(10,)).sentence
+
+
 def test_a_family_of_one_says_how_many_of_its_seeds_are_in(tmp_path: Path) -> None:
     score = gains({})
     late = family_of(tmp_path, lambda raw: None if raw["seed"] > 2 else score(raw), ("gsm8k",), (10,))
