@@ -11,7 +11,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from pausebench.results.statistics import Comparison, Summary, holm, paired_comparison, power_line, summarise, verdict
+from pausebench.results.contrast import Contrast as Contrast
+from pausebench.results.contrast import selection, sentence_of_many, sentence_of_one
+from pausebench.results.statistics import (
+    Summary,
+    family_power_line,
+    holm,
+    paired_comparison,
+    power_line,
+    summarise,
+)
 from pausebench.results.study import PRETRAINING_NAMES, Arm, Cell, Panel, Scores, Setting, Study
 
 RELAY_CHANCE = 1 / 8
@@ -33,26 +42,13 @@ class InstrumentCheck:
 
 
 @dataclass(frozen=True)
-class Contrast:
-    """One planned comparison. `adjusted_p` is Holm's over its family, the primary or the secondary one."""
-
-    panel: str
-    setting: Setting
-    treatment: Scores
-    control: Scores
-    treatment_label: str
-    control_label: str
-    comparison: Comparison
-    adjusted_p: float | None = None
-
-
-@dataclass(frozen=True)
 class Family:
     """The comparisons fixed in advance: treatment against control, each task with each K > 0 of the primary panel.
 
     contrasts: in the plan's order, `adjusted_p` Holm's over all of them. best: for each task with several K the
-    contrast whose treatment has the highest mean, which is a selection on the test set; its `adjusted_p` is the one it
-    has in the family. sentence and power: what they say together, in words.
+    contrast whose treatment has the highest mean, one of `contrasts`. That is a selection on the test set, as its
+    `selection` says; every K is in the family, so its `adjusted_p` pays for it. sentence and power: what they say
+    together, in words.
     """
 
     sentence: str
@@ -110,7 +106,7 @@ def primary_family(study: Study) -> Family:
         return Family("This study fixed no primary comparison in advance.", None, (), ())
     tasks = dict.fromkeys(cell.task for cell in panel.cells if primary.task in (None, cell.task))
     contrasts: list[Contrast] = []
-    best: list[Contrast] = []
+    picked: list[int] = []
     for task in tasks:
         setting = panel.pooled(task)
         assert setting is not None, "the task comes from the panel's own cells"
@@ -121,23 +117,37 @@ def primary_family(study: Study) -> Family:
             for treatment in arms
             if control is not None and treatment.arm.variant == primary.treatment
         ]
+        best = _highest(of_task)
+        if best is not None:
+            picked.append(len(contrasts) + best)
+            of_task[best] = replace(of_task[best], selection=selection(of_task))
         contrasts += of_task
-        scored = [contrast for contrast in of_task if contrast.treatment.values]
-        if len(of_task) > 1 and scored:
-            best.append(max(scored, key=lambda contrast: _mean(contrast.treatment)))
     if not contrasts:
         return Family("The plan has no cells for its primary comparison.", None, (), ())
+    corrected = _corrected(contrasts)
+    if len(corrected) == 1:
+        sentence, power = sentence_of_one(primary, corrected[0]), power_line(corrected[0].comparison)
+    else:
+        sentence = sentence_of_many(primary, corrected)
+        power = family_power_line([contrast.comparison for contrast in corrected])
+    return Family(sentence, power, corrected, tuple(corrected[place] for place in picked))
+
+
+def _corrected(contrasts: Sequence[Contrast]) -> tuple[Contrast, ...]:
     adjusted = holm([contrast.comparison.p for contrast in contrasts])
-    corrected = tuple(replace(contrast, adjusted_p=p) for contrast, p in zip(contrasts, adjusted, strict=True))
-    picked = tuple(corrected[contrasts.index(contrast)] for contrast in best)
-    first = corrected[0]
-    words = verdict(first.comparison, primary.treatment, primary.control)
-    sentence = f"{primary.treatment} against {primary.control} on {first.setting.label}: {words}."
-    return Family(sentence, power_line(first.comparison), corrected, picked)
+    return tuple(
+        replace(contrast, adjusted_p=p, family=len(contrasts)) for contrast, p in zip(contrasts, adjusted, strict=True)
+    )
 
 
-def _mean(scores: Scores) -> float:
-    return math.fsum(scores.values.values()) / len(scores.values)
+def _highest(contrasts: Sequence[Contrast]) -> int | None:
+    """The place of the highest treatment mean among several K; the plan's first of equals."""
+    means = {
+        place: math.fsum(values.values()) / len(values)
+        for place, contrast in enumerate(contrasts)
+        if (values := contrast.treatment.values)
+    }
+    return max(means, key=lambda place: means[place]) if len(contrasts) > 1 and means else None
 
 
 def secondary_contrasts(study: Study) -> list[Contrast]:
@@ -155,8 +165,7 @@ def secondary_contrasts(study: Study) -> list[Contrast]:
                 if _identity(contrast) not in seen:
                     seen.add(_identity(contrast))
                     contrasts.append(contrast)
-    adjusted = holm([contrast.comparison.p for contrast in contrasts])
-    return [replace(contrast, adjusted_p=p) for contrast, p in zip(contrasts, adjusted, strict=True)]
+    return list(_corrected(contrasts))
 
 
 def _identity(contrast: Contrast) -> tuple[frozenset[str], frozenset[str]]:

@@ -1,14 +1,17 @@
 """Read run folders into studies: what a plan asked for, what is there, what is missing.
 
 Invariant: a cell that a plan names is never dropped. Without a readable `result.json` it stays in its panel as missing.
-Only `plan.json` of studies and `result.json` of evaluated cells are read.
+Only `plan.json` of studies and `result.json` of evaluated cells are read. A `result.json` is read once: every panel,
+the page and the terminal share what was found, until the file on disk is another one.
 """
 
 from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,19 @@ from pausebench.results.run_folder import read_json
 from pausebench.results.study import PRETRAINING_NAMES, Arm, Cell, Panel, Primary, Result, Stage, Study
 
 PAUSE = "<pause>"
+COORDINATES = ("task", "world", "pretraining", "variant", "k", "mt", "filler", "placement", "prefix", "control", "seed")
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a `result.json` holds: a result or the problem with it, and its own coordinates, None if unreadable."""
+
+    result: Result | None
+    problem: str | None
+    coordinates: dict[str, Any] | None
+
+
+Reader = Callable[[str], Found | None]
 
 
 def load_studies(runs: Path, study: str | None = None) -> list[Study]:
@@ -37,7 +53,8 @@ def load_studies(runs: Path, study: str | None = None) -> list[Study]:
             f"runs={runs} holds no study and no evaluated run; allowed: a folder that pausebench filled; "
             "next: pausebench reproduce result=demo"
         )
-    return [_study(runs, plans[name]) for name in names if study in (None, name)]
+    read = cache(partial(_read_result, runs / "evaluate"))
+    return [_study(runs, plans[name], read) for name in names if study in (None, name)]
 
 
 def load_unplanned(runs: Path, studies: Sequence[Study]) -> list[Cell]:
@@ -46,14 +63,13 @@ def load_unplanned(runs: Path, studies: Sequence[Study]) -> list[Cell]:
     cells = []
     for path in sorted(_evaluated(runs)):
         name = path.parent.name
-        raw = None if name in planned else read_if_whole(path)
-        if isinstance(raw, dict):
-            result, problem = _result(raw)
-            cells.append(_cell({**raw, "name": name}, result, problem))
+        found = None if name in planned else _read_result(path.parents[1], name)
+        if found is not None and found.coordinates is not None:
+            cells.append(_cell({**found.coordinates, "name": name}, found.result, found.problem))
     return cells
 
 
-def _study(runs: Path, path: Path) -> Study:
+def _study(runs: Path, path: Path, read: Reader) -> Study:
     plan = read_if_whole(path)
     try:
         if not isinstance(plan, dict):
@@ -63,7 +79,7 @@ def _study(runs: Path, path: Path) -> Study:
                 panel["id"],
                 panel["kind"],
                 panel["title"],
-                tuple(_planned_cell(runs, raw) for raw in panel["cells"]),
+                tuple(_planned_cell(read, raw) for raw in panel["cells"]),
             )
             for panel in plan["panels"]
         )
@@ -103,14 +119,27 @@ def _stage(runs: Path, raw: dict[str, Any], panels: Sequence[Panel]) -> Stage:
     return Stage(command, len(done), sum(done.values()), tuple(lines))
 
 
-def _planned_cell(runs: Path, raw: dict[str, Any]) -> Cell:
-    path = runs / "evaluate" / raw["name"] / "result.json"
-    if not path.is_file():
-        return _cell(raw, None, "not run")
-    found = read_if_whole(path)
-    if not isinstance(found, dict):
-        return _cell(raw, None, "result.json is unreadable")
-    return _cell(raw, *_result(found))
+def _planned_cell(read: Reader, raw: dict[str, Any]) -> Cell:
+    found = read(raw["name"])
+    return _cell(raw, None, "not run") if found is None else _cell(raw, found.result, found.problem)
+
+
+def _read_result(folder: Path, name: str) -> Found | None:
+    """None where the run has no result."""
+    path = folder / name / "result.json"
+    try:
+        state = path.stat()
+    except OSError:
+        return None
+    return _read_version(str(path), (state.st_ino, state.st_mtime_ns, state.st_size))
+
+
+@lru_cache(maxsize=1 << 16)
+def _read_version(path: str, version: tuple[int, int, int]) -> Found:
+    raw = read_if_whole(Path(path))
+    if not isinstance(raw, dict):
+        return Found(None, "result.json is unreadable", None)
+    return Found(*_result(raw), {name: raw[name] for name in COORDINATES if name in raw})
 
 
 def _cell(raw: dict[str, Any], result: Result | None, problem: str | None) -> Cell:
@@ -151,9 +180,15 @@ def _result(raw: dict[str, Any]) -> tuple[Result | None, str | None]:
             model=str(raw.get("model") or ""),
             finetune_run=raw.get("finetune_run"),
             pretrain_run=raw.get("pretrain_run"),
+            interval=_ends(raw.get("interval")),
         ),
         None,
     )
+
+
+def _ends(raw: Any) -> tuple[float, float] | None:
+    ends = [end for value in raw if (end := finite(value)) is not None] if isinstance(raw, list) else []
+    return (ends[0], ends[1]) if len(ends) == 2 else None
 
 
 def _evaluated(runs: Path) -> Iterator[Path]:

@@ -1,5 +1,7 @@
 """Statistics over seeds: intervals, the paired comparison, what the seeds could have shown, Holm's correction.
 
+docs/statistics.md says in plain words what is tested and why.
+
 Invariant: nothing here ever returns NaN or infinity. What cannot be computed (one seed, no spread) is None, and
 `verdict` says why in words. The unit is the seed: test-set noise of a fixed model is another thing and stays outside.
 """
@@ -10,7 +12,8 @@ import importlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
+from statistics import median
 from typing import Any
 
 from pausebench.errors import BadInput
@@ -53,7 +56,7 @@ class Comparison:
     """A paired comparison over the seeds both arms have; every difference is treatment minus control.
 
     p            two-sided paired t test; None when undefined (fewer than two seeds, or no spread)
-    effect_size  Cohen's d_z: mean difference over the deviation of the differences
+    effect_size  Cohen's d_z: mean difference over the deviation of the differences; of few seeds it is too large
     smallest_detectable  the true difference these n seeds find with power 0.8 at the 5 % level, if the observed
                  deviation of the differences is the true one
     """
@@ -66,6 +69,23 @@ class Comparison:
     effect_size: float | None = None
     smallest_detectable: float | None = None
     identical: bool = False
+
+    @property
+    def unbiased_effect_size(self) -> float | None:
+        """Hedges' g_z: d_z without the bias of few seeds (x 0.56 for 3, 0.80 for 5); None below three seeds."""
+        if self.effect_size is None or self.n < 3:
+            return None
+        half = (self.n - 1) / 2.0
+        return self.effect_size * math.exp(math.lgamma(half) - math.lgamma(half - 0.5)) / math.sqrt(half)
+
+    @cached_property
+    def effect_interval(self) -> tuple[float, float] | None:
+        """95 % interval of the true d_z, by inversion of the noncentral t (Steiger and Fouladi 1997)."""
+        if self.effect_size is None:
+            return None
+        root = math.sqrt(self.n)
+        low, high = _noncentrality_interval(abs(self.effect_size) * root, self.n - 1)
+        return (low / root, high / root) if self.effect_size >= 0 else (-high / root, -low / root)
 
 
 def summarise(values: Sequence[float]) -> Summary:
@@ -103,32 +123,32 @@ def paired_comparison(treatment: Mapping[int, float], control: Mapping[int, floa
         difference=mean,
         deviation=deviation,
         interval=summary.interval,
-        p=2.0 * float(report_extra("scipy.stats").t.sf(abs(effect_size) * math.sqrt(n), n - 1)),
+        p=2.0 * float(report_extra("scipy.special").stdtr(n - 1, -abs(effect_size) * math.sqrt(n))),
         effect_size=effect_size,
         smallest_detectable=smallest_detectable_difference(deviation, n),
     )
 
 
-def power_of(effect_size: float, n: int) -> float:
-    """Probability that the two-sided paired t test over n >= 2 seeds finds this true effect d_z at the 5 % level."""
-    return _power(abs(effect_size) * math.sqrt(n), n - 1)
+def power_of(effect_size: float, n: int, alpha: float = ALPHA) -> float:
+    """Probability that the two-sided paired t test over n >= 2 seeds finds this true effect d_z at level alpha."""
+    return _power(abs(effect_size) * math.sqrt(n), n - 1, alpha)
 
 
-def smallest_detectable_difference(deviation: float, n: int) -> float:
+def smallest_detectable_difference(deviation: float, n: int, alpha: float = ALPHA) -> float:
     """The true mean difference that n >= 2 seeds find with power 0.8, given the deviation of their differences."""
-    return deviation * _detectable_noncentrality(n - 1) / math.sqrt(n)
+    return deviation * _detectable_noncentrality(n - 1, alpha) / math.sqrt(n)
 
 
-def seeds_needed(effect_size: float) -> int | None:
+def seeds_needed(effect_size: float, alpha: float = ALPHA) -> int | None:
     """The fewest seeds that find this standardised effect with power 0.8; None beyond 10,000."""
-    if abs(effect_size) < ROUNDING or power_of(effect_size, MOST_SEEDS) < POWER:
+    if abs(effect_size) < ROUNDING or power_of(effect_size, MOST_SEEDS, alpha) < POWER:
         return None
     enough, too_few = 2, 1
-    while power_of(effect_size, enough) < POWER:
+    while power_of(effect_size, enough, alpha) < POWER:
         enough, too_few = min(2 * enough, MOST_SEEDS), enough
     while enough - too_few > 1:
         middle = (enough + too_few) // 2
-        if power_of(effect_size, middle) < POWER:
+        if power_of(effect_size, middle, alpha) < POWER:
             too_few = middle
         else:
             enough = middle
@@ -151,8 +171,23 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     return adjusted
 
 
-def verdict(comparison: Comparison, treatment: str, control: str) -> str:
-    """What the numbers say, in one sentence, and no more than they say."""
+def direction(comparison: Comparison, p: float | None) -> int:
+    """1 where the test settles that the treatment scores higher, -1 where it settles the opposite, else 0.
+
+    p: the comparison's own where it is the only one of its family, Holm's where it is one of several.
+    """
+    if comparison.difference is None or p is None or p >= ALPHA:
+        return 0
+    return 1 if comparison.difference > 0.0 else -1
+
+
+def verdict(
+    comparison: Comparison, treatment: str, control: str, adjusted_p: float | None = None, family: int = 1
+) -> str:
+    """What the numbers say, in one sentence, and no more than they say.
+
+    adjusted_p: Holm's, which decides where the family has more than one comparison.
+    """
     n, difference = comparison.n, comparison.difference
     seeds = "1 seed" if n == 1 else f"{n} seeds"
     if difference is None:
@@ -166,10 +201,15 @@ def verdict(comparison: Comparison, treatment: str, control: str) -> str:
         return f"difference {difference:+.3f} in each of {seeds}: no spread between seeds, so no interval and no test"
     low, high = comparison.interval
     start = f"difference {difference:+.3f}, 95 % interval [{low:+.3f}, {high:+.3f}]"
-    if low <= 0.0 <= high:
-        return f"{start}: {seeds} do not settle the sign"
-    better, worse = (treatment, control) if difference > 0 else (control, treatment)
-    return f"{start}: {better} scores higher than {worse} in this setting"
+    corrected = ""
+    if family > 1:
+        alone = "" if low <= 0.0 <= high else "; the interval is for this comparison alone"
+        corrected = f" (p {_relation(adjusted_p)} corrected for {family} comparisons{alone})"
+    sign = direction(comparison, comparison.p if family == 1 else adjusted_p)
+    if sign == 0:
+        return f"{start}: {seeds} do not settle the sign{corrected}"
+    better, worse = (treatment, control) if sign > 0 else (control, treatment)
+    return f"{start}: {better} scores higher than {worse} in this setting{corrected}"
 
 
 def power_line(comparison: Comparison) -> str | None:
@@ -184,6 +224,31 @@ def power_line(comparison: Comparison) -> str | None:
         return line
     needed = seeds_needed(comparison.effect_size)
     return f"{line}; a difference as large as the observed one takes {needed or f'more than {MOST_SEEDS:,}'} seeds"
+
+
+def family_power_line(comparisons: Sequence[Comparison]) -> str | None:
+    """The same for a family of several, at the level of Holm's first step; None when none of them has a spread.
+
+    That level, alpha over the size of the family, is what a single effect among nulls has to pass.
+    """
+    family = len(comparisons)
+    alpha = ALPHA / family
+    spread = [(c.n, c.deviation) for c in comparisons if c.deviation is not None and c.effect_size is not None]
+    effects = sorted((abs(c.effect_size) for c in comparisons if c.effect_size is not None), reverse=True)
+    if not spread:
+        return None
+    shown = sorted(smallest_detectable_difference(deviation, n, alpha) for n, deviation in spread)
+    fewest, most = min(spread)[0], max(spread)[0]
+    # The larger an effect, the fewer seeds it needs: what the middle one needs suffices for half of them.
+    needed = seeds_needed(effects[(len(effects) - 1) // 2], alpha)
+    return (
+        f"{most if fewest == most else f'{fewest} to {most}'} seeds could have shown a difference of "
+        f"{median(shown):.3f} or more in the middle comparison, {shown[0]:.3f} in the sharpest and "
+        f"{shown[-1]:.3f} in the bluntest (power {POWER}, two-sided, level {ALPHA:.2f} / {family} = {alpha:.2g} of the "
+        "correction's first step, taking the observed spreads as the true ones); in half of the comparisons a "
+        f"difference as large as the observed one takes "
+        f"{f'more than {MOST_SEEDS:,}' if needed is None else f'at most {needed}'} seeds"
+    )
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -210,24 +275,73 @@ def p_value(p: float | None) -> str:
     return "-" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-@cache
-def _critical_t(degrees: int) -> float:
-    return float(report_extra("scipy.stats").t.ppf(1.0 - ALPHA / 2.0, degrees))
-
-
-def _power(noncentrality: float, degrees: int) -> float:
-    # Power is 1 to machine precision well before 100; scipy's series is not meant for more.
-    noncentrality = min(noncentrality, 100.0)
-    nct, critical = report_extra("scipy.stats").nct, _critical_t(degrees)
-    power = float(nct.sf(critical, degrees, noncentrality))
-    # The far tail is below 1e-12 from here on, and scipy 1.17 gives NaN for it in places.
-    return power if noncentrality > 7.0 else power + float(nct.cdf(-critical, degrees, noncentrality))
+def _relation(p: float | None) -> str:
+    return p_value(p) if p is None or p < 0.001 else f"= {p_value(p)}"
 
 
 @cache
-def _detectable_noncentrality(degrees: int) -> float:
+def _critical_t(degrees: int, alpha: float = ALPHA) -> float:
+    return float(report_extra("scipy.special").stdtrit(degrees, 1.0 - alpha / 2.0))
+
+
+def _power(noncentrality: float, degrees: int, alpha: float) -> float:
+    critical = _critical_t(degrees, alpha)
+    above = 1.0 - _noncentral_t_cdf(critical, degrees, noncentrality)
+    return above + _noncentral_t_cdf(-critical, degrees, noncentrality)
+
+
+@cache
+def _detectable_noncentrality(degrees: int, alpha: float) -> float:
     upper = 4.0
-    while _power(upper, degrees) < POWER:
+    while _power(upper, degrees, alpha) < POWER:
         upper *= 2.0
     brentq = report_extra("scipy.optimize").brentq
-    return float(brentq(lambda noncentrality: _power(noncentrality, degrees) - POWER, 0.0, upper))
+    return float(brentq(lambda noncentrality: _power(noncentrality, degrees, alpha) - POWER, 0.0, upper))
+
+
+def _noncentrality_interval(t: float, degrees: int) -> tuple[float, float]:
+    """The noncentralities under which t >= 0 is the 97.5 % and the 2.5 % point."""
+    brentq, chdtri = report_extra("scipy.optimize").brentq, report_extra("scipy.special").chdtri
+    # Ten deviations of the numerator on either side of what the denominator's spread allows.
+    bounds = -10.0, t * math.sqrt(float(chdtri(degrees, 1e-6)) / degrees) + 10.0
+
+    def solve(share: float) -> float:
+        return float(brentq(lambda noncentrality: _noncentral_t_cdf(t, degrees, noncentrality) - share, *bounds))
+
+    return solve(1.0 - ALPHA / 2.0), solve(ALPHA / 2.0)
+
+
+def _noncentral_t_cdf(t: float, degrees: int, noncentrality: float) -> float:
+    """P((z + noncentrality) / s <= t): z is standard normal, s the root of a chi-square over its degrees.
+
+    Our own, because scipy 1.17's `nct` gives NaN from t of a few hundred on. The outer integral is over whichever of
+    z and s leaves the inner probability smooth, so that 200 nodes give ten digits for every t.
+    """
+    if t < 0.0:
+        return 1.0 - _noncentral_t_cdf(-t, degrees, -noncentrality)
+    numpy, special = report_extra("numpy"), report_extra("scipy.special")
+    over_s = t < math.sqrt(2.0 * degrees)
+    if over_s:
+        low, high = numpy.sqrt(special.chdtri(degrees, [1.0 - 1e-15, 1e-15]) / degrees)
+    else:
+        low, high = max(-9.0, -noncentrality), 9.0
+        if low >= high:
+            return 1.0
+    nodes, weights = _legendre()
+    x = low + (high - low) * (nodes + 1.0) / 2.0
+    if over_s:
+        half = degrees / 2.0
+        scale = math.log(2.0) + half * math.log(half) - math.lgamma(half)
+        inner = numpy.exp((degrees - 1) * numpy.log(x) - half * x * x + scale) * special.ndtr(t * x - noncentrality)
+        below = 0.0
+    else:
+        s = (x + noncentrality) / t
+        inner = numpy.exp(-x * x / 2.0) / math.sqrt(2.0 * math.pi) * special.chdtrc(degrees, degrees * s * s)
+        # A negative numerator is below every t >= 0.
+        below = float(special.ndtr(low)) if low > -9.0 else 0.0
+    return min(1.0, below + float((high - low) / 2.0 * (weights * inner).sum()))
+
+
+@cache
+def _legendre() -> Any:
+    return report_extra("numpy").polynomial.legendre.leggauss(200)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 PRETRAINING_NAMES = {"std": "StdPT", "pause": "PausePT", "none": "NoPT"}
@@ -18,6 +19,7 @@ PRETRAINING_NAMES = {"std": "StdPT", "pause": "PausePT", "none": "NoPT"}
 class Result:
     """One evaluated run: the task's metric, its test-set standard error, `target_nll` in nats a token.
 
+    interval: 95 % bootstrap interval over the test rows; None in results that lack it.
     inference_flops: floating-point operations of an answer, mean over the test rows; None in results that lack it.
     """
 
@@ -32,6 +34,7 @@ class Result:
     model: str
     finetune_run: str | None
     pretrain_run: str | None
+    interval: tuple[float, float] | None = None
 
     @property
     def second(self) -> str | None:
@@ -97,7 +100,7 @@ class Scores:
     nll: dict[int, float]
     second: dict[int, float]
 
-    @property
+    @cached_property
     def names(self) -> frozenset[str]:
         """The evaluate runs behind these scores, done or not."""
         return frozenset(cell.name for cell in self.cells)
@@ -119,6 +122,16 @@ class Scores:
         known = [cell.result.stderr for cell in self.cells if cell.result and cell.result.stderr is not None]
         return math.fsum(known) / len(known) if known else None
 
+    @property
+    def test_set_half_width(self) -> float | None:
+        """Mean half width of the single runs' 95 % bootstrap intervals over test rows; None where no run tells it.
+
+        How far the score of a finished model would move with another test set of this size. It knows nothing of
+        training luck, so it is never a verdict: two arms whose test-set intervals lie apart may differ by seed alone.
+        """
+        ends = [cell.result.interval for cell in self.cells if cell.result and cell.result.interval]
+        return math.fsum((high - low) / 2.0 for low, high in ends) / len(ends) if ends else None
+
 
 @dataclass(frozen=True)
 class Panel:
@@ -131,6 +144,10 @@ class Panel:
 
     def settings(self) -> list[Setting]:
         """Tasks in the plan's order; a task with several worlds comes first as their mean, then world by world."""
+        return list(self._settings)
+
+    @cached_property
+    def _settings(self) -> list[Setting]:
         worlds: dict[str, list[str]] = {}
         for cell in self.cells:
             seen = worlds.setdefault(cell.task, [])
@@ -145,24 +162,38 @@ class Panel:
 
     def pooled(self, task: str) -> Setting | None:
         """The setting that covers every world of `task`: what a primary comparison is about."""
-        return next((setting for setting in self.settings() if setting.task == task), None)
+        return next((setting for setting in self._settings if setting.task == task), None)
 
     def scores(self, setting: Setting) -> list[Scores]:
         """The arms of a setting, in the plan's order."""
-        arms: dict[Arm, list[Cell]] = {}
+        if setting not in self._known_scores:
+            arms: dict[Arm, list[Cell]] = {}
+            for cell in self._cells_of.get(setting.task, ()):
+                if cell.world in setting.worlds:
+                    arms.setdefault(cell.arm, []).append(cell)
+            self._known_scores[setting] = [
+                Scores(
+                    arm,
+                    tuple(cells),
+                    _by_seed(cells, setting.worlds, lambda result: result.value),
+                    _by_seed(cells, setting.worlds, lambda result: result.target_nll),
+                    _by_seed(cells, setting.worlds, lambda result: result.metrics.get(result.second or "")),
+                )
+                for arm, cells in arms.items()
+            ]
+        return self._known_scores[setting]
+
+    @cached_property
+    def _cells_of(self) -> dict[str, list[Cell]]:
+        cells: dict[str, list[Cell]] = {}
         for cell in self.cells:
-            if cell.task == setting.task and cell.world in setting.worlds:
-                arms.setdefault(cell.arm, []).append(cell)
-        return [
-            Scores(
-                arm,
-                tuple(cells),
-                _by_seed(cells, setting.worlds, lambda result: result.value),
-                _by_seed(cells, setting.worlds, lambda result: result.target_nll),
-                _by_seed(cells, setting.worlds, lambda result: result.metrics.get(result.second or "")),
-            )
-            for arm, cells in arms.items()
-        ]
+            cells.setdefault(cell.task, []).append(cell)
+        return cells
+
+    @cached_property
+    def _known_scores(self) -> dict[Setting, list[Scores]]:
+        """Every comparison and figure asks for the same few settings, again and again."""
+        return {}
 
     def metrics(self, setting: Setting) -> tuple[str | None, str | None]:
         """Names of the headline and the second metric of a setting; None where no result tells."""
