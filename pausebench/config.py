@@ -55,6 +55,7 @@ class EvaluateConfig(RunConfig):
     allow_changed: bool = option(
         False, "score a run whose data fingerprint is another than in its manifest", identity=False
     )
+    tracking: TrackingConfig = option(MISSING, "group: W&B", identity=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -90,6 +91,7 @@ class ReproduceConfig(RunConfig):
     overrides: list[str] = option([], "appended to every pretrain and finetune cell: 'overrides=[\"train.steps=50\"]'")
     dry_run: bool = option(False, "print the cells as commands instead of running them")
     wait: bool = option(True, "wait for cells that another process is running")
+    tracking: TrackingConfig = option(MISSING, "group: W&B, a run for each cell, grouped by study", identity=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -99,6 +101,13 @@ class ReproduceConfig(RunConfig):
         require(
             valid, f"seeds={self.seeds}", "must be a number of seeds or a list", "For example seeds=3 or seeds=[0,1]."
         )
+
+
+@dataclass(frozen=True)
+class SyncConfig(RunConfig):
+    """Upload offline W&B runs."""
+
+    dry_run: bool = option(False, "list what would be uploaded")
 
 
 @dataclass(frozen=True)
@@ -114,6 +123,7 @@ COMMANDS: dict[str, type[RunConfig]] = {
     "evaluate": EvaluateConfig,
     "reproduce": ReproduceConfig,
     "report": ReportConfig,
+    "sync": SyncConfig,
     "tasks": TasksConfig,
     "show": ShowConfig,
 }

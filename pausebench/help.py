@@ -18,6 +18,7 @@ SUMMARIES = {
     "evaluate": "score a finetuned run with any number M of pauses",
     "reproduce": "plan, run, resume and report a whole study",
     "report": "tables and a page from the run folders alone",
+    "sync": "upload the W&B runs that were kept offline in the run folders",
     "tasks": "list the tasks: metric, splits, rows, K and steps",
     "show": "print examples of a task as the model sees them",
 }
@@ -43,6 +44,7 @@ EXAMPLES = {
         "pausebench reproduce result=miniature seeds=2 dry_run=true",
         "pausebench reproduce result=text model=small data=files data.root=DIR tokenizer=bpe",
     ),
+    "sync": ("pausebench sync dry_run=true", "pausebench sync runs=runs"),
     "report": ("pausebench report", "pausebench report runs=runs study=demo"),
     "tasks": ("pausebench tasks", "pausebench tasks data.root=DIR"),
     "show": (
@@ -54,9 +56,10 @@ EXAMPLES = {
 GROUPS = {
     "pretrain": ("model", "data", "corpus", "tokenizer", "world", "pause", "tracking"),
     "finetune": ("task", "model", "data", "corpus", "tokenizer", "world", "pause", "tracking"),
-    "evaluate": (),
-    "reproduce": ("result", "model", "data", "corpus", "tokenizer"),
+    "evaluate": ("tracking",),
+    "reproduce": ("result", "model", "data", "corpus", "tokenizer", "tracking"),
     "report": (),
+    "sync": (),
     "tasks": (),
     "show": ("task", "model", "data", "corpus", "tokenizer", "world", "pause", "tracking"),
 }

@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ def run(config: ReproduceConfig, cells: Cells) -> dict[str, Any]:
         print(dry_run(plan, config))
         return {"names": []}
     folder = RunFolder(config.runs, "reproduce", study_name(config))
+    config = replace(config, tracking=replace(config.tracking, group=config.tracking.group or folder.name))
     folder.create()
     write_json(folder.path / "plan.json", plan.as_json(folder.name))
     errors: dict[str, str] = {}
