@@ -79,8 +79,9 @@ class StudyView:
                     unseen.append(run)
             running = sum(run.state == "running" for run in runs.values())
             self._side_by_side[command] = max(self._side_by_side[command], running)
-            for run in unseen if before is not None else ():
-                run.seconds = (now - before) * self._side_by_side[command] / len(unseen)
+            if before is not None:
+                for run in unseen:
+                    run.seconds = (now - before) * self._side_by_side[command] / len(unseen)
         self._refreshed = now
 
     def counts(self, command: str) -> dict[str, int]:
