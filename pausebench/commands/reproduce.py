@@ -130,6 +130,8 @@ def _run_stage(
         with stop.watched(also=lambda: _pass_on(stage)), watching(view, todo[0].command, label, console):
             try:
                 outcomes = cells.launch(todo[0].command, [cell.launch_overrides(config) for cell in todo])
+            except KeyboardInterrupt:  # a second one, or a worker's that had not begun to note them
+                raise Interrupted(_saved(plan, label)) from None
             except RunFailed as error:
                 outcomes = []
                 in_flight = [cell for cell in todo if cell.died() and not cell.done()]
@@ -190,7 +192,8 @@ def _pass_on(stage: Sequence[Cell]) -> None:
 def _saved(plan: Plan, label: str) -> str:
     """What is done and what a checkpoint holds, after a stop."""
     everything = plan.cells()
-    lines = [f"{stop.reason()} in {label}: {sum(c.done() for c in everything)} of {len(everything)} cells are done."]
+    done = sum(cell.done() for cell in everything)
+    lines = [f"{stop.reason() or 'Ctrl-C'} in {label}: {done} of {len(everything)} cells are done."]
     for cell in everything:
         steps = [] if cell.done() or cell.command == "evaluate" else checkpoint.steps_of(cell.folders[0].path)
         if steps:

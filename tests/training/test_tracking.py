@@ -1,5 +1,6 @@
 """W&B is a view: absent, broken or offline, it never stops a run, and the run folder has everything."""
 
+import itertools
 import json
 import os
 import struct
@@ -9,9 +10,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
+from hydra import compose, initialize_config_dir
 
 from pausebench import cli
 from pausebench.config import COMMANDS
+from pausebench.help import conf_dir
 from pausebench.training import tracking
 
 LINE = "pretrain world=count20 train.steps=6 train.batch_size=8 train.log_every=2 tracking=wandb quiet=true"
@@ -221,3 +225,25 @@ def test_wandbs_own_file_has_the_scores_of_an_evaluation(tracked: Path) -> None:
         result = json.loads((folder / "result.json").read_text())
         (row,) = history(folder)
         assert {name: row[name] for name in tracking.SCORES} == {name: result[name] for name in tracking.SCORES}
+
+
+def test_the_example_of_a_wandb_sweep_composes_for_every_combination() -> None:
+    """The command lines that W&B's agent would start, expanded by its own code."""
+    sweeps = pytest.importorskip("wandb.sdk.launch.sweeps.utils")
+    sweep = yaml.safe_load((Path(__file__).parents[2] / "docs" / "wandb_sweep.yaml").read_text())
+    asked = {name: given.get("values", [given.get("value")]) for name, given in sweep["parameters"].items()}
+    cli._register_schemas()
+    with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
+        for values in itertools.product(*asked.values()):
+            chosen = {name: {"value": value} for name, value in zip(asked, values, strict=True)}
+            known = sweeps.create_sweep_command_args({"args": chosen})
+            known |= {"program": [sweep["program"]], "env": ["/usr/bin/env"]}
+            words = [
+                part
+                for word in sweeps.create_sweep_command(sweep["command"])
+                for part in (known[word[2:-1]] if word.startswith("${") else [word])
+            ]
+            assert words[:3] == ["/usr/bin/env", "pausebench", "finetune"]
+            config = cli.to_config("finetune", compose("finetune", words[3:]), words[3:])
+            assert config.tracking.enabled
+            assert (config.task.name, config.pretraining.value, config.k, config.train.lr, config.seed) == values[:5]
