@@ -26,7 +26,7 @@ from pausebench.tasks import TASKS
 from pausebench.training import checkpoint, stop
 from pausebench.training.device import choose_device, cpu_threads
 from pausebench.training.progress import Progress
-from pausebench.training.tracking import SCORES, Tracker, published_value
+from pausebench.training.tracking import SCORES, Tracker, reference
 
 
 def run(config: EvaluateConfig) -> dict[str, Any]:
@@ -102,7 +102,7 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
                     write_atomically(folders[m].path / "predictions.jsonl", lines)
                     write_json(folders[m].path / "result.json", about)
                     resolved = plain(replace(config, mt=m))
-                    published = published_value(about)
+                    published = reference(about)
                     with Tracker(
                         config.tracking, folders[m].path, task.name, resolved, about, progress, published
                     ) as tracker:

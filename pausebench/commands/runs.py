@@ -23,7 +23,7 @@ from pausebench.results.run_folder import NUMERICS_VERSION, RunFolder, read_json
 from pausebench.stages import FinetuneConfig, PretrainConfig, TrainingConfig
 from pausebench.training.device import describe
 from pausebench.training.progress import Progress
-from pausebench.training.tracking import Tracker, published_value
+from pausebench.training.tracking import Tracker, reference
 from pausebench.training.trainer import Trainer
 
 VERSIONED = ("torch", "hydra-core", "omegaconf", "safetensors")
@@ -262,8 +262,8 @@ def train(
     """Train to the last step and write ``result.json``; ``group`` is the run's group in W&B."""
     resolved = plain(config)
     filler = Tokenizer.PAUSE if resolved.get("k") else None
-    cell = {**resolved, "task": None, "filler": filler, **folder.manifest}
-    tracker = Tracker(config.tracking, folder.path, group, resolved, cell, progress, published_value(cell))
+    cell = {**resolved, "task": None, "filler": filler, "data": config.data.source.value, **folder.manifest}
+    tracker = Tracker(config.tracking, folder.path, group, resolved, cell, progress, reference(cell))
     trainer = Trainer(
         model,
         batches,

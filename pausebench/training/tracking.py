@@ -6,8 +6,10 @@ Offline unless logged in and connected; absent or broken W&B costs one line.
 
 from __future__ import annotations
 
+import logging
 import netrc
 import os
+import shutil
 import ssl
 import urllib.error
 import urllib.request
@@ -21,6 +23,7 @@ from pausebench.training.progress import Progress
 
 CELL = ("variant", "task", "k", "mt", "seed", "placement", "filler")
 SCORES = ("value", "stderr", "target_nll", "n")  # of an evaluation, beside all metrics of its task
+LEAST_FREE_BYTES = 10_000_000  # W&B says nothing when its files stop growing; below this it is left out
 PUBLISHED = "Goyal et al. 2024, Table 1: 1B, mean of 5 seeds"
 
 _said: set[str] = set()  # a sweep's worker trains many cells: what is wrong with W&B is said once
@@ -44,6 +47,7 @@ class Tracker:
         published: float | None = None,
     ) -> None:
         self._run: Any = None
+        self._folder = run
         self._progress = progress
         self._constant = {} if published is None else {"published_value": published}
         if not config.enabled:
@@ -51,6 +55,7 @@ class Tracker:
         try:
             import wandb
 
+            self._check_disk()
             # In a sweep the agent has chosen the id; elsewhere the same command resumes the same W&B run.
             own_id: dict[str, Any] = {"id": run.name.replace(".", "-"), "resume": "allow"}
             if "WANDB_SWEEP_ID" in os.environ:
@@ -68,6 +73,8 @@ class Tracker:
                 settings=wandb.Settings(console="off", silent=True, init_timeout=30, finish_timeout=60),
                 **own_id,
             )
+            for handler in logging.getLogger("wandb").handlers:  # its debug log; a page of traceback for each line lost
+                handler.handleError = lambda record: None  # type: ignore[method-assign]
         except Exception as error:  # W&B may fail in any way it likes
             self._give_up(error)
 
@@ -75,6 +82,7 @@ class Tracker:
         """A row of metrics.jsonl, or the scores of an evaluation, which have no step."""
         if self._run is not None:
             try:
+                self._check_disk()
                 self._run.log(row | self._constant, step=row.get("step"))
             except Exception as error:
                 self._give_up(error)
@@ -89,6 +97,10 @@ class Tracker:
             except Exception as failure:
                 self._give_up(failure)
 
+    def _check_disk(self) -> None:
+        if shutil.disk_usage(self._folder).free < LEAST_FREE_BYTES:
+            raise OSError(f"less than {LEAST_FREE_BYTES // 10**6} MB are free on its disk")
+
     def _mode(self, wandb: Any) -> Any:
         if chosen := os.environ.get("WANDB_MODE"):
             return chosen
@@ -102,7 +114,7 @@ class Tracker:
 
     def _give_up(self, error: Exception) -> None:
         self._run = None
-        self._say(f"W&B failed and is left out ({type(error).__name__}: {error}); the run folder has it all.")
+        self._say(f"W&B failed and is left out ({_first_line(error)}); the run folder has it all.")
 
     def _say(self, line: str) -> None:
         if line not in _said:
@@ -110,8 +122,25 @@ class Tracker:
             self._progress.say(line)
 
 
-def published_value(cell: dict[str, Any]) -> float | None:
-    """The paper's 1B figure for a cell as a fraction; None where it has none (Table 1 has M = K, appended)."""
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+
+
+def reference(cell: dict[str, Any]) -> float | None:
+    """The paper's figure beside a cell; None where the cell is not what Table 1 measured: the tasks' own rows, M = K,
+    `<pause>` tokens, appended."""
+    as_published = (
+        cell.get("data") != "embedded"
+        and cell.get("mt") in (None, cell.get("k"))
+        and cell.get("filler") in (None, "<pause>")
+        and not (cell.get("k") and cell.get("placement") == "prepend")
+        and not cell.get("control")
+    )
+    return published_value(str(cell.get("task")), str(cell.get("variant")), cell.get("k")) if as_published else None
+
+
+def published_value(task: str, variant: str, k: int | None) -> float | None:
+    """Table 1's figure of the 1B model as a fraction, None where the paper has none."""
     return None
 
 

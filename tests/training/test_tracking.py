@@ -87,6 +87,18 @@ def test_an_absent_wandb_costs_one_line_and_no_run(
     assert finished(tmp_path)
 
 
+def test_a_disk_that_fills_up_costs_one_line_and_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recorder, free = Recorder(), iter([10**9, 10**9])  # enough at the start and for one row
+    monkeypatch.setitem(sys.modules, "wandb", recorder)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=next(free, 0)))
+    assert cli.run([*LINE.split(), f"runs={tmp_path}"]) == 0
+    assert [row["step"] for row in recorder.rows] == [2]
+    assert capsys.readouterr().err.count("W&B failed and is left out") == 1
+    assert finished(tmp_path)
+
+
 def test_wandb_is_told_the_same_numbers_offline_under_a_name_that_resumes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -136,10 +148,30 @@ def test_in_a_sweep_the_agents_id_is_kept(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_published_figure_is_a_constant_beside_the_cells_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recorder = Recorder()
     monkeypatch.setitem(sys.modules, "wandb", recorder)
-    monkeypatch.setattr("pausebench.commands.runs.published_value", lambda cell: 0.559)
+    monkeypatch.setattr("pausebench.commands.runs.reference", lambda cell: 0.559)
     assert cli.run([*LINE.split(), f"runs={tmp_path}"]) == 0
     assert [row["published_value"] for row in recorder.rows] == [0.559] * 3
     assert "1B" in recorder.initialised["config"]["published"]
+
+
+@pytest.mark.parametrize(
+    ("change", "compared"),
+    [
+        ({}, True),
+        ({"mt": None}, True),
+        ({"mt": 5}, False),
+        ({"filler": "."}, False),
+        ({"placement": "prepend"}, False),
+        ({"data": "embedded"}, False),
+        ({"control": "shift"}, False),
+    ],
+)
+def test_only_what_the_paper_measured_stands_beside_its_figure(
+    change: dict[str, Any], compared: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "published_value", lambda *asked: {("squad", "PausePT_PauseFT", 10): 0.559}[asked])
+    cell = {"task": "squad", "variant": "PausePT_PauseFT", "k": 10, "mt": 10, "filler": "<pause>"}
+    assert (tracking.reference(cell | {"placement": "append", "data": "hub"} | change) == 0.559) is compared
 
 
 @pytest.mark.parametrize("command", [name for name in COMMANDS if hasattr(COMMANDS[name], "tracking")])
