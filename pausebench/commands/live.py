@@ -61,7 +61,8 @@ class StudyView:
             self._stages[command] = {name: _Run(RunFolder(runs, command, name)) for name in names}
         self._side_by_side = dict.fromkeys(self._stages, 1)
         shown = (plan.get("primary") or {}).get("panel")
-        self._panel = next((panel for panel in panels if panel["id"] == shown), panels[0] if panels else None)
+        cells = next((panel["cells"] for panel in panels if panel["id"] == shown), [])
+        self._places = {entry["name"]: (_setting(entry), _arm(entry, cells)) for entry in cells}
 
     def refresh(self) -> None:
         """Look at every run that is not done yet."""
@@ -128,14 +129,12 @@ class StudyView:
 
     def _scores(self, width: int, height: int) -> Table | None:
         """Settings by arms where that fits the width, else a row an arm; "mean (n)", n the seeds so far."""
-        if self._panel is None or height < 6:
+        if not self._places or height < 6:
             return None
-        cells = self._panel["cells"]
         found: dict[tuple[str, str], list[float]] = {}
-        for entry in cells:
-            values = found.setdefault((_setting(entry), _arm(entry, cells)), [])
-            run = self._stages.get("evaluate", {}).get(entry["name"])
-            if run is not None and run.value is not None:
+        for name, place in self._places.items():
+            values, run = found.setdefault(place, []), self._stages["evaluate"][name]
+            if run.value is not None:
                 values.append(run.value)
         shown = {place: f"{statistics.fmean(v):.3f} ({len(v)})" if v else "-" for place, v in found.items()}
         settings = list(dict.fromkeys(setting for setting, _ in shown))
