@@ -61,7 +61,7 @@ class StudyView:
             self._stages[command] = {name: _Run(RunFolder(runs, command, name)) for name in names}
         self._side_by_side = dict.fromkeys(self._stages, 1)
         shown = (plan.get("primary") or {}).get("panel")
-        cells = next((panel["cells"] for panel in panels if panel["id"] == shown), [])
+        cells: list[dict[str, Any]] = next((panel["cells"] for panel in panels if panel["id"] == shown), [])
         self._places = {entry["name"]: (_setting(entry), _arm(entry, cells)) for entry in cells}
 
     def refresh(self) -> None:
