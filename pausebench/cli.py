@@ -10,6 +10,7 @@ import difflib
 import os
 import re
 import sys
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -179,7 +180,11 @@ class _Task:
         self.__name__ = command  # Hydra names jobs by it
 
     def __call__(self, composed: Any) -> dict[str, Any]:
-        return execute(self.command, composed)
+        try:
+            return execute(self.command, composed)
+        except Exception as error:
+            error.add_note(traceback.format_exc())  # a traceback does not survive the way back from a worker
+            raise
 
 
 def _single(command: str, overrides: list[str]) -> None:

@@ -57,6 +57,7 @@ class EvaluateConfig(RunConfig):
     allow_changed: bool = option(
         False, "score a run whose data fingerprint is another than in its manifest", identity=False
     )
+    tracking: TrackingConfig = option(MISSING, "group: W&B", identity=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -108,6 +109,7 @@ class ReproduceConfig(RunConfig):
     finetune_overrides: list[str] = option([], "appended to every finetune cell alone: the parents stay the same")
     dry_run: bool = option(False, "print the cells as commands instead of running them")
     wait: bool = option(True, "wait for cells that another process is running")
+    tracking: TrackingConfig = option(MISSING, "group: W&B, a run for each cell, grouped by study", identity=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -172,6 +174,13 @@ class PlanConfig(ReproduceConfig):
 
 
 @dataclass(frozen=True)
+class SyncConfig(RunConfig):
+    """Upload offline W&B runs."""
+
+    dry_run: bool = option(False, "list what would be uploaded")
+
+
+@dataclass(frozen=True)
 class ReportConfig(RunConfig):
     """Tables and page from the run folders alone."""
 
@@ -185,6 +194,7 @@ COMMANDS: dict[str, type[RunConfig]] = {
     "reproduce": ReproduceConfig,
     "report": ReportConfig,
     "plan": PlanConfig,
+    "sync": SyncConfig,
     "tasks": TasksConfig,
     "show": ShowConfig,
 }

@@ -26,6 +26,7 @@ from pausebench.tasks import TASKS
 from pausebench.training import checkpoint, stop
 from pausebench.training.device import choose_device, cpu_threads
 from pausebench.training.progress import Progress
+from pausebench.training.tracking import SCORES, Tracker, reference
 
 
 def run(config: EvaluateConfig) -> dict[str, Any]:
@@ -105,6 +106,12 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
                     lines = "".join(json.dumps(row) + "\n" for row in predictions)
                     write_atomically(folders[m].path / "predictions.jsonl", lines)
                     write_json(folders[m].path / "result.json", about)
+                    resolved = plain(replace(config, mt=m))
+                    published = reference(about)
+                    with Tracker(
+                        config.tracking, folders[m].path, task.name, resolved, about, progress, published
+                    ) as tracker:
+                        tracker.log({name: about[name] for name in SCORES} | about["metrics"])
                 if stop.reason() is not None and m != todo[-1]:
                     raise Interrupted(
                         f"{stop.reason()}: M up to {m} of {counts} are scored. Type the same command to go on."

@@ -9,25 +9,25 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 import time
+import traceback
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.live import Live
-from rich.text import Text
 
+from pausebench.commands.live import StudyView, watching
 from pausebench.commands.panels import typed_lists
 from pausebench.commands.study_plan import Cell, Cells, Plan, as_commands, build_plan, chosen_names
 from pausebench.config import ReproduceConfig
 from pausebench.errors import Interrupted, PausebenchError, RunFailed
 from pausebench.groups import Source, plain
 from pausebench.results.page import write_report
-from pausebench.results.run_folder import RunFolder, read_json, read_last_metrics, run_name, write_json
+from pausebench.results.run_folder import RunFolder, read_json, run_name, write_json
 from pausebench.results.tables import print_report
 from pausebench.training import checkpoint, stop
 
@@ -45,19 +45,23 @@ def run(config: ReproduceConfig, cells: Cells) -> dict[str, Any]:
         print(dry_run(plan, config))
         return {"names": []}
     folder = RunFolder(config.runs, "reproduce", study_name(config))
+    config = replace(config, tracking=replace(config.tracking, group=config.tracking.group or folder.name))
     folder.create()
-    write_json(folder.path / "plan.json", plan.as_json(folder.name))
-    errors: dict[str, str] = {}
+    planned = plan.as_json(folder.name)
+    write_json(folder.path / "plan.json", planned)
+    view = StudyView(config.runs, planned)
+    errors: dict[str, Exception] = {}
     for number, (command, stage) in enumerate(plan.stages.items(), start=1):
         ready = [cell for cell in stage if not errors or _parents_done(cell)]
         label = f"stage {number}/{len(plan.stages)} {command}"
-        errors |= _run_stage(label, ready, cells, config, plan)
+        errors |= _run_stage(label, ready, cells, config, plan, view)
     done = [cell for cell in plan.cells() if cell.done()]
+    logs = {cell.name: _log(cell, errors.get(cell.name), folder, config.runs) for cell in plan.cells()}
     if done:
         write_report(Path(config.runs))
         print_report(Path(config.runs), folder.name, Console(highlight=False))
     if errors:
-        listed = "\n".join(f"  {name}: {error}" for name, error in errors.items())
+        listed = "\n".join(f"  {name}: {_said(error)}\n    log: {logs[name]}" for name, error in errors.items())
         raise RunFailed(
             f"{len(errors)} cells failed, {len(done)} of {len(plan.cells())} are done:\n{listed}\n"
             "The same command retries only what is missing."
@@ -101,14 +105,21 @@ def _parents_done(cell: Cell) -> bool:
     return all(parent.result is not None for parent in cell.parents)
 
 
-def _run_stage(label: str, stage: Sequence[Cell], cells: Cells, config: ReproduceConfig, plan: Plan) -> dict[str, str]:
+def _run_stage(
+    label: str,
+    stage: Sequence[Cell],
+    cells: Cells,
+    config: ReproduceConfig,
+    plan: Plan,
+    view: StudyView,
+) -> dict[str, Exception]:
     """Bring every cell of a stage to its end; returns the errors of those that failed, by name.
 
     A worker that is killed takes the launcher's pool with it. The other cells lose nothing but time: whatever was in
     flight goes on from its checkpoint. A cell that was in flight in two such breakdowns is the likely culprit and
     counts as failed.
     """
-    errors: dict[str, str] = {}
+    errors: dict[str, Exception] = {}
     breakdowns: Counter[str] = Counter()
     while True:
         missing = [cell for cell in stage if not cell.done() and cell.name not in errors]
@@ -120,24 +131,48 @@ def _run_stage(label: str, stage: Sequence[Cell], cells: Cells, config: Reproduc
             console.print(f"{label}: waiting for {elsewhere[0].describe_owner()}", soft_wrap=True)
             _wait_while_running(elsewhere)
             continue
-        with stop.watched(also=lambda: _pass_on(stage)), _progress(label, stage):
+        with stop.watched(also=lambda: _pass_on(stage)), watching(view, todo[0].command, label, console):
             try:
                 outcomes = cells.launch(todo[0].command, [cell.launch_overrides(config) for cell in todo])
+            except KeyboardInterrupt:  # a second one, or a worker's that had not begun to note them
+                raise Interrupted(_saved(plan, label)) from None
             except RunFailed as error:
                 outcomes = []
                 in_flight = [cell for cell in todo if cell.died() and not cell.done()]
                 breakdowns.update(cell.name for cell in in_flight)
                 culprits = [cell for cell in in_flight if breakdowns[cell.name] >= 2]
-                errors |= {cell.name: f"its worker died twice ({error})" for cell in culprits}
+                errors |= {cell.name: RunFailed(f"its worker died twice ({error})") for cell in culprits}
                 if not in_flight and stop.reason() is None:
-                    errors |= {cell.name: str(error) for cell in todo if not cell.done()}
+                    errors |= {cell.name: error for cell in todo if not cell.done()}
         if stop.reason() is not None:
             raise Interrupted(_saved(plan, label))
-        errors |= {
-            cell.name: str(outcome.error) if isinstance(outcome.error, PausebenchError) else repr(outcome.error)
-            for cell, outcome in zip(todo, outcomes, strict=False)
-            if outcome.error is not None
-        }
+        errors |= {cell.name: end.error for cell, end in zip(todo, outcomes, strict=False) if end.error is not None}
+        view.failed |= errors.keys()
+
+
+def _said(error: Exception) -> str:
+    return str(error) if isinstance(error, PausebenchError) else repr(error)
+
+
+def _log(cell: Cell, error: Exception | None, study: RunFolder, runs: str) -> Path | None:
+    """Where a failed cell's command, error and traceback stand: in its run folder, or where that cannot be written in
+    the study's. A cell that is done keeps none."""
+    places = [cell.folders[0].path / "error.log", study.path / "errors" / f"{cell.name}.log"]
+    if error is None:
+        if cell.done():
+            for place in places:
+                with suppress(OSError):
+                    place.unlink(missing_ok=True)
+        return None
+    (command,) = as_commands(cell.command, [cell.overrides], runs)
+    for place in places:
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_text(f"{command}\n{''.join(traceback.format_exception_only(error))}")
+        except OSError:
+            continue
+        return place
+    return None
 
 
 def _wait_while_running(waited_for: Sequence[Cell]) -> None:
@@ -161,52 +196,10 @@ def _pass_on(stage: Sequence[Cell]) -> None:
 def _saved(plan: Plan, label: str) -> str:
     """What is done and what a checkpoint holds, after a stop."""
     everything = plan.cells()
-    lines = [f"{stop.reason()} in {label}: {sum(c.done() for c in everything)} of {len(everything)} cells are done."]
+    done = sum(cell.done() for cell in everything)
+    lines = [f"{stop.reason() or 'Ctrl-C'} in {label}: {done} of {len(everything)} cells are done."]
     for cell in everything:
         steps = [] if cell.done() or cell.command == "evaluate" else checkpoint.steps_of(cell.folders[0].path)
         if steps:
             lines.append(f"  saved: {cell.name} at step {steps[-1]}")
     return "\n".join([*lines, "Type the same command to go on from there."])
-
-
-@contextmanager
-def _progress(label: str, stage: Sequence[Cell]) -> Iterator[None]:
-    """A live line about the stage on a terminal, a plain line a finished cell elsewhere, read from the run folders."""
-    over = threading.Event()
-    began, before = time.monotonic(), sum(cell.done() for cell in stage)
-    live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
-
-    def status() -> tuple[int, str]:
-        done = sum(cell.done() for cell in stage)
-        line = f"{label}: {done}/{len(stage)} done"
-        if done > before:
-            left = (time.monotonic() - began) / (done - before) * (len(stage) - done)
-            line += f", about {int(left) // 60}:{int(left) % 60:02d} left"
-        for cell in stage:
-            if cell.running():
-                row = read_last_metrics(cell.folders[0].path / "metrics.jsonl")
-                line += f"\n  {cell.name}" + (f"  step {row['step']}  loss {row['loss']:.3f}" if row else "")
-        return done, line
-
-    def watch() -> None:
-        shown = before
-        while not over.wait(1):
-            done, line = status()
-            if live is not None:
-                live.update(Text(line))
-            elif done > shown:
-                shown = done
-                console.print(line.splitlines()[0], soft_wrap=True)
-
-    thread = threading.Thread(target=watch, daemon=True)
-    if live is not None:
-        live.start()
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
-        if live is not None:
-            live.stop()
-        console.print(status()[1].splitlines()[0].partition(", about")[0], soft_wrap=True)

@@ -23,7 +23,7 @@ from pausebench.results.run_folder import NUMERICS_VERSION, RunFolder, read_json
 from pausebench.stages import FinetuneConfig, PretrainConfig, TrainingConfig
 from pausebench.training.device import describe
 from pausebench.training.progress import Progress
-from pausebench.training.tracking import Tracker
+from pausebench.training.tracking import Tracker, reference
 from pausebench.training.trainer import Trainer
 
 VERSIONED = ("torch", "hydra-core", "omegaconf", "safetensors")
@@ -272,7 +272,10 @@ def train(
     group: str,
 ) -> dict[str, Any]:
     """Train to the last step and write ``result.json``; ``group`` is the run's group in W&B."""
-    tracker = Tracker(config.tracking, folder.path, group, plain(config), progress)
+    resolved = plain(config)
+    filler = Tokenizer.PAUSE if resolved.get("k") else None
+    cell = {**resolved, "task": None, "filler": filler, "data": config.data.source.value, **folder.manifest}
+    tracker = Tracker(config.tracking, folder.path, group, resolved, cell, progress, reference(cell))
     trainer = Trainer(
         model,
         batches,

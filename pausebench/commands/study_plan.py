@@ -69,8 +69,10 @@ class Cell:
         """The overrides to run it with here: beside its own, what does not change the result."""
         own = [*self.overrides, override("runs", config.runs), f"device={config.device}", "quiet=true"]
         own.append(f"threads={config.threads or config.result.get('threads', 1) or 'null'}")
-        if self.command != "evaluate":
-            own.append("tracking=off")
+        tracking = config.tracking
+        own.append(f"tracking={'wandb' if tracking.enabled else 'off'}")
+        if tracking.enabled:
+            own += [override("tracking.project", tracking.project), override("tracking.group", tracking.group or "")]
         if self.command == "finetune" and any(given.startswith("pretraining=") for given in self.overrides):
             assert isinstance(self.config, FinetuneConfig)
             # Other runs in the folder may fit pretraining= as well; then the plan's own parent is named.

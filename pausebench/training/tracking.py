@@ -1,52 +1,89 @@
 """Weights & Biases as a view of the run folder: the same numbers, never a reason to stop.
 
-Offline unless logged in; absent or broken W&B costs one line.
+A cell of a study is a W&B run: its group is the study, its job type the stage, its config says which cell it is.
+Offline unless logged in and connected; absent or broken W&B costs one line.
 """
 
 from __future__ import annotations
 
+import logging
 import netrc
 import os
+import shutil
+import ssl
+import urllib.error
+import urllib.request
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+from urllib.parse import urlsplit
 
 from pausebench.groups import TrackingConfig
 from pausebench.training.progress import Progress
 
+CELL = ("variant", "task", "k", "mt", "seed", "placement", "filler")
+SCORES = ("value", "stderr", "target_nll", "n")  # of an evaluation, beside all metrics of its task
+LEAST_FREE_BYTES = 10_000_000  # W&B says nothing when its files stop growing; below this it is left out
+PUBLISHED = "Goyal et al. 2024, Table 1: 1B, mean of 5 seeds"
+
+_said: set[str] = set()  # a sweep's worker trains many cells: what is wrong with W&B is said once
+
 
 class Tracker:
-    """Logs rows to W&B, or does nothing."""
+    """Logs rows to W&B, or does nothing.
+
+    ``cell``: its ``CELL`` entries become the W&B run's config, beside the ``resolved`` one; absent ones are None.
+    ``published``: the paper's figure for this cell as a fraction, drawn as the constant ``published_value``.
+    """
 
     def __init__(
-        self, config: TrackingConfig, run: Path, group: str, resolved: dict[str, Any], progress: Progress
+        self,
+        config: TrackingConfig,
+        run: Path,
+        group: str,
+        resolved: dict[str, Any],
+        cell: dict[str, Any],
+        progress: Progress,
+        published: float | None = None,
     ) -> None:
         self._run: Any = None
+        self._folder = run
         self._progress = progress
+        self._constant = {} if published is None else {"published_value": published}
         if not config.enabled:
             return
         try:
             import wandb
 
+            self._check_disk()
+            # In a sweep the agent has chosen the id; elsewhere the same command resumes the same W&B run.
+            own_id: dict[str, Any] = {"id": run.name.replace(".", "-"), "resume": "allow"}
+            if "WANDB_SWEEP_ID" in os.environ:
+                own_id = {}
             self._run = wandb.init(
                 project=config.project,
                 group=config.group or group,
                 job_type=run.parent.name,
                 name=run.name,
-                id=run.name.replace(".", "-"),  # the same command resumes the same W&B run
-                resume="allow",
                 dir=run,
-                config=resolved,
-                mode=os.environ.get("WANDB_MODE") or ("online" if _logged_in() else "offline"),  # type: ignore[arg-type]
-                settings=wandb.Settings(console="off", silent=True),
+                config=resolved
+                | {name: cell.get(name) for name in CELL}
+                | {"published": None if published is None else PUBLISHED},
+                mode=self._mode(wandb),
+                settings=wandb.Settings(console="off", silent=True, init_timeout=30, finish_timeout=60),
+                **own_id,
             )
+            for handler in logging.getLogger("wandb").handlers:  # its debug log; a page of traceback for each line lost
+                handler.handleError = lambda record: None  # type: ignore[method-assign]
         except Exception as error:  # W&B may fail in any way it likes
             self._give_up(error)
 
     def log(self, row: dict[str, Any]) -> None:
+        """A row of metrics.jsonl, or the scores of an evaluation, which have no step."""
         if self._run is not None:
             try:
-                self._run.log(row, step=row["step"])
+                self._check_disk()
+                self._run.log(row | self._constant, step=row.get("step"))
             except Exception as error:
                 self._give_up(error)
 
@@ -60,15 +97,81 @@ class Tracker:
             except Exception as failure:
                 self._give_up(failure)
 
+    def _check_disk(self) -> None:
+        if shutil.disk_usage(self._folder).free < LEAST_FREE_BYTES:
+            raise OSError(f"less than {LEAST_FREE_BYTES // 10**6} MB are free on its disk")
+
+    def _mode(self, wandb: Any) -> Any:
+        if chosen := os.environ.get("WANDB_MODE"):
+            return chosen
+        url = server_url(wandb)
+        if not logged_in(url):
+            return "offline"
+        if (problem := unreachable(url)) is None:
+            return "online"
+        self._say(f"W&B cannot be reached ({problem}) and is kept offline; pausebench sync uploads it later.")
+        return "offline"
+
     def _give_up(self, error: Exception) -> None:
         self._run = None
-        self._progress.say(f"W&B failed and is left out ({type(error).__name__}: {error}); the run folder has it all.")
+        self._say(f"W&B failed and is left out ({_first_line(error)}); the run folder has it all.")
+
+    def _say(self, line: str) -> None:
+        if line not in _said:
+            _said.add(line)
+            self._progress.say(line)
 
 
-def _logged_in() -> bool:
-    if os.environ.get("WANDB_API_KEY"):
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+
+
+def reference(cell: dict[str, Any]) -> float | None:
+    """The paper's figure beside a cell; None where the cell is not what Table 1 measured: the tasks' own rows, M = K,
+    `<pause>` tokens, appended."""
+    as_published = (
+        cell.get("data") != "embedded"
+        and cell.get("mt") in (None, cell.get("k"))
+        and cell.get("filler") in (None, "<pause>")
+        and not (cell.get("k") and cell.get("placement") == "prepend")
+        and not cell.get("control")
+    )
+    return published_value(str(cell.get("task")), str(cell.get("variant")), cell.get("k")) if as_published else None
+
+
+def published_value(task: str, variant: str, k: int | None) -> float | None:
+    """Table 1's figure of the 1B model as a fraction, None where the paper has none."""
+    return None
+
+
+def server_url(wandb: Any) -> str:
+    """The W&B server that the user's settings name."""
+    return str(wandb.setup().settings.base_url)
+
+
+def logged_in(url: str) -> bool:
+    """Whether W&B finds credentials for its server: a key or token in the environment, or ``wandb login``'s netrc."""
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
+    given = os.environ.get("NETRC")
+    for file in [Path(given).expanduser()] if given else [Path.home() / ".netrc", Path.home() / "_netrc"]:
+        try:
+            known = netrc.netrc(file)
+        except (OSError, netrc.NetrcParseError):
+            continue
+        # W&B's own servers share a key, whichever of their names it was saved under.
+        if any(known.authenticators(host) for host in (urlsplit(url).netloc, "api.wandb.ai")):
+            return True
+    return False
+
+
+def unreachable(url: str) -> str | None:
+    """Why the server does not answer within five seconds; None when it does. W&B itself would try for minutes."""
     try:
-        return netrc.netrc().authenticators("api.wandb.ai") is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
+        with urllib.request.urlopen(url, timeout=5):
+            return None
+    except urllib.error.HTTPError:  # an answer, if no page
+        return None
+    except OSError as error:
+        reason = getattr(error, "reason", error)
+        return None if isinstance(reason, ssl.SSLError) else str(reason)  # W&B brings certificates of its own

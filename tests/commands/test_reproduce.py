@@ -6,13 +6,20 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pausebench import cli
-from pausebench.commands.study_plan import as_commands, override
+from pausebench.cli import CellOutcome
+from pausebench.commands import reproduce
+from pausebench.commands.study_plan import Cell, Plan, as_commands, override
+from pausebench.config import ReproduceConfig
+from pausebench.errors import RunFailed
+from pausebench.groups import TrackingConfig
+from pausebench.results.run_folder import RunFolder
 
 pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="needs the extra pausebench[sweep]")
 pytest.importorskip("matplotlib", reason="needs the extra pausebench[report]")
@@ -165,12 +172,15 @@ def test_a_failing_cell_is_listed_and_only_it_is_retried(uninterrupted: Path, tm
     assert process.returncode == 1
     assert f"{run.name}: " in err
     assert "is not a readable checkpoint" in err
+    assert f"log: {run / 'error.log'}" in err
+    assert "Traceback" in (run / "error.log").read_text()
     assert "retries only what is missing" in err
     subprocess.run(["rm", "-r", run / "checkpoints"], check=True)
     process = start(root)
     _, err = process.communicate()
     assert process.returncode == 0, err
     assert len(table(root)) == len(table(uninterrupted))
+    assert not (run / "error.log").exists()
 
 
 def test_dry_run_prints_commands_that_compose_into_the_same_cells(
@@ -202,3 +212,48 @@ def test_any_folder_name_survives_hydras_grammar(path: str) -> None:
 
     (parsed,) = OverridesParser.create().parse_overrides([override("runs", path)])
     assert parsed.value() == path
+
+
+class FailingCells:
+    """Stands in for the launcher: notes what it is given and fails each cell."""
+
+    def __init__(self) -> None:
+        self.launched: list[list[str]] = []
+
+    def compose(self, command: str, overrides: Sequence[str]) -> Any:
+        raise AssertionError
+
+    def launch(self, command: str, cells: Sequence[Sequence[str]]) -> list[CellOutcome]:
+        self.launched += [list(cell) for cell in cells]
+        return [CellOutcome(ValueError("no such luck")) for _ in cells]
+
+
+def fail(root: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> tuple[FailingCells, str]:
+    """A study of one evaluation that fails: what was launched, and what the user is told."""
+    cell = Cell("evaluate", ["run=x"], [RunFolder(root, "evaluate", "cell")])
+    monkeypatch.setattr(reproduce, "build_plan", lambda config, cells: Plan(config, {"evaluate": [cell]}, []))
+    result = {"name": "study", "title": "", "seeds": [0], "unit": "", "primary": None}
+    cells = FailingCells()
+    with pytest.raises(RunFailed) as told:
+        reproduce.run(ReproduceConfig(runs=str(root), result=result, **options), cells)
+    return cells, str(told.value)
+
+
+@pytest.mark.parametrize(("group", "told"), [(None, "study"), ("mine", "mine")])
+def test_every_cell_is_tracked_in_the_group_of_its_study(
+    group: str | None, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cells, _ = fail(tmp_path, monkeypatch, tracking=TrackingConfig(enabled=True, group=group))
+    assert {"tracking=wandb", f"tracking.group={told}"} <= set(cells.launched[0])
+    cells, _ = fail(tmp_path, monkeypatch, tracking=TrackingConfig(enabled=False))
+    assert [word for word in cells.launched[0] if word.startswith("tracking")] == ["tracking=off"]
+
+
+def test_a_log_that_cannot_stand_in_the_run_folder_stands_in_the_studys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "evaluate" / "cell" / "error.log").mkdir(parents=True)
+    _, told = fail(tmp_path, monkeypatch, tracking=TrackingConfig(enabled=False))
+    log = tmp_path / "reproduce" / "study" / "errors" / "cell.log"
+    assert f"log: {log}" in told
+    assert log.read_text().startswith(f"pausebench evaluate run=x runs={tmp_path}\nValueError: no such luck")
