@@ -34,7 +34,8 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     run_path = runs.existing_run(config.runs, "finetune", config.run)
     manifest, trained = read_json(run_path / "manifest.json"), read_json(run_path / "result.json")
     finetuned = load_finetune_config(run_path)
-    config = replace(config, filler=config.filler or finetuned.filler)
+    if config.filler is None:
+        config = replace(config, filler=finetuned.filler)
     task, rows, tokenizer = TASKS[finetuned.task.name], open_task(finetuned), open_tokenizer(finetuned)
     if tokenizer.fingerprint != manifest["tokenizer"]:
         raise BadInput(
@@ -128,7 +129,10 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
 
 
 def evaluated_layout(config: EvaluateConfig, finetuned: FinetuneConfig, tokenizer: Tokenizer) -> RowLayout:
-    """The rows of the finetuning, with the evaluation's placement and filler. Raises ``BadInput`` for a moved jump."""
+    """The rows of the finetuning, with the evaluation's placement and filler (which has to be filled in).
+
+    Raises ``BadInput`` for a jump that would be moved and for a filler that is not one token.
+    """
     layout = RowLayout.of(finetuned, TASKS[finetuned.task.name], tokenizer)
     placement = config.placement or finetuned.placement
     if finetuned.shift and placement is not finetuned.placement:
@@ -136,7 +140,8 @@ def evaluated_layout(config: EvaluateConfig, finetuned: FinetuneConfig, tokenize
             f"placement={placement.value}: {config.run} was finetuned with shift={finetuned.shift} "
             f"placement={finetuned.placement.value}, and its positions jump there. Leave placement out."
         )
-    return replace(layout, placement=placement, pause_id=filler_id(config.filler or finetuned.filler, tokenizer))
+    assert config.filler is not None
+    return replace(layout, placement=placement, pause_id=filler_id(config.filler, tokenizer))
 
 
 def evaluate_folder(config: EvaluateConfig, run: str, placement: Placement, m: int) -> RunFolder:

@@ -100,6 +100,17 @@ def test_the_dense_mask_is_its_definition_pair_by_pair(mask: AttentionMask) -> N
     assert bool(dense.diagonal(dim1=2, dim2=3).all()), "a position sees itself"
 
 
+@every_kind
+@pytest.mark.parametrize("visibility", PauseVisibility)
+def test_a_document_in_pieces_has_the_read_outs_of_its_own(kind: AttentionKind, visibility: PauseVisibility) -> None:
+    generator = torch.Generator().manual_seed(0)
+    roles, documents = (torch.randint(0, 3, (12, 20), generator=generator) for _ in range(2))
+    readouts = torch.rand(12, 20, generator=generator) < 0.3
+    mask = AttentionMask(kind, roles.to(torch.int8), documents, visibility, readouts)
+    dense = mask.dense()
+    assert dense is not None and torch.equal(dense[:, 0], by_definition(mask, 20))
+
+
 @given(masks(), st.integers(0, 2))
 def test_a_slice_of_a_mask_keeps_who_sees_its_pauses(mask: AttentionMask, start: int) -> None:
     assert mask.roles is not None
