@@ -282,7 +282,7 @@ def _top(arms: Sequence[Scores], printed: Sequence[Published], other: float | No
 
 def _spread(ticks: Sequence[int]) -> list[int]:
     """The places that get a tick: without those that would run into their neighbour, the last one always kept."""
-    room = (max(ticks) - min(ticks)) / 24 if ticks else 0
+    room = (max(ticks) - min(ticks)) / 26 if ticks else 0
     kept: list[int] = []
     for tick in sorted(ticks, reverse=True):
         if not kept or kept[-1] - tick >= room:

@@ -85,7 +85,7 @@ def as_markdown(title: str, sheets: Iterable[Sheet]) -> str:
             if group.title:
                 rows.append(f"| **{markdown(group.title)}** |{' |' * (width - 1)}")
             rows += [_markdown_row([line.head, *line.cells]) for line in group.lines]
-        blocks += [f"## {markdown(sheet.title)}", "\n".join(rows), *(markdown(note) for note in sheet.notes)]
+        blocks += [f"## {markdown(sheet.title)}", "\n".join(rows), *(markdown(note) for note in sheet.notes if note)]
     return "\n\n".join(blocks) + "\n"
 
 
@@ -143,7 +143,7 @@ def as_latex(title: str, sheets: Iterable[Sheet]) -> str:
         )
         if len(sheet.columns) >= WIDE:
             body = f"\\resizebox{{\\linewidth}}{{!}}{{%\n{body}}}"
-        caption = latex(". ".join([sheet.title, *(note.rstrip(".") for note in sheet.notes)]))
+        caption = latex(". ".join([sheet.title, *(note.rstrip(".") for note in sheet.notes if note)]))
         blocks.append(f"\\begin{{table}}[tbp]\n\\centering\\small\n{body}\n\\caption{{{caption}.}}\n\\end{{table}}")
     return "\n\n".join(blocks) + "\n"
 

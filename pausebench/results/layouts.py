@@ -69,7 +69,7 @@ class Sheet:
     @property
     def short_heads(self) -> bool:
         """Whether the row names are short enough to stay in sight while a narrow screen scrolls sideways."""
-        return all(len(line.head) <= 16 for group in self.groups for line in group.lines)
+        return all(len(line.head) <= 22 for group in self.groups for line in group.lines)
 
 
 def arm_label(arm: Arm) -> str:
@@ -124,7 +124,7 @@ def _arms_as_columns(
             if name in printed:
                 found = [published.of_arm(study.published, setting.task, name, labels[column]) for column in columns]
                 known = tuple(figure.text if figure else "-" for figure in found)
-                lines.append(Line("published", known, "published"))
+                lines.append(Line(published.LABEL, known, "published"))
             if k_line and place == 0:
                 counts = tuple(str(row[column].arm.k) if column in row else "-" for column in columns)
                 lines.append(Line("K", counts, "cost"))
@@ -207,13 +207,10 @@ def family_sheet(study: Study, family: Family) -> Sheet | None:
     fixed = f"Fixed in advance: {size} comparison{'' if size == 1 else 's'}"
     groups = [Group(fixed, tuple(_family_line(study, contrast) for contrast in family.contrasts))]
     if family.best:
-        arms = dict.fromkeys(treatment_words(contrast) for contrast in family.contrasts)
-        groups.append(
-            Group(
-                f"Selection on the test set: the best of {' | '.join(arms)} for each task",
-                tuple(_family_line(study, contrast) for contrast in family.best),
-            )
-        )
+        arms = list(dict.fromkeys(treatment_words(contrast) for contrast in family.contrasts))
+        words = " | ".join(arms) if len(arms) <= 3 else f"{len(arms)} arms"
+        lines = tuple(_family_line(study, contrast) for contrast in family.best)
+        groups.append(Group(f"Selection on the test set: the best of {words} for each task", lines))
     notes = [
         f"Differences are treatment − control, paired over seeds; p is Holm's over all {size}, missing ones counted, "
         f"and decides the verdict at {ALPHA:.2f}. The intervals are not widened. d_z: mean over deviation."
@@ -291,8 +288,8 @@ def controls_sheet(study: Study, panel: Panel) -> Sheet:
         metric, _ = panel.metrics(setting)
         groups.append(Group(_metric_title(setting, metric, False), tuple(lines)))
     seen = dict.fromkeys(cell.arm.control for cell in panel.cells if cell.arm.control)
-    told = [f"{name}: {CONTROLS[name]}." for name in seen if name in CONTROLS]
-    notes = ("Differences are control − reference, paired over seeds, with their 95 % interval, not corrected.", *told)
+    told = "; ".join(f"{name}: {CONTROLS[name]}" for name in seen if name in CONTROLS)
+    notes = ("Differences are control − reference, paired over seeds, with their 95 % interval, not corrected.", told)
     return Sheet(f"{panel.title}: controls", "arm", columns, tuple(groups), notes)
 
 

@@ -15,7 +15,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from pausebench.results import analysis, export, figures, layouts, predictions, published, statistics
+from pausebench.results import analysis, export, figures, layouts, predictions, statistics
 from pausebench.results.analysis import Contrast
 from pausebench.results.collect import load_studies, load_unplanned
 from pausebench.results.drawing import Plot
@@ -116,7 +116,6 @@ def write_page(runs: Path, studies: Sequence[Study], others: Sequence[Other]) ->
             script_hash=digest,
             example_rows=EXAMPLE_ROWS,
             most_rows=MOST_ROWS,
-            published=published,
         )
     )
     path = runs / "report" / "index.html"

@@ -20,6 +20,7 @@ from pausebench.results.layouts import (
     table1,
     table2,
 )
+from pausebench.results.published import LABEL
 from pausebench.results.study import Study
 
 TASKS = ("gsm8k", "piqa")
@@ -52,11 +53,11 @@ def test_table_1_shows_ours_the_published_line_and_the_cost(tmp_path: Path) -> N
     rows = rows_of(sheet)
     title = "piqa · hub · accuracy (published as F1)"
     assert rows[title, "ours"] == ("0.600 ± 0.100 (3)",) * 6
-    assert rows[title, "published"][0] == "0.733 ± 0.002"
-    assert rows[title, "published"][5] == "0.742 ± 0.002"
+    assert rows[title, LABEL][0] == "0.733 ± 0.002"
+    assert rows[title, LABEL][5] == "0.742 ± 0.002"
     assert rows[title, "FLOPs an answer"][0] == "540 GFLOP"
     assert rows[title, "FLOPs an answer"][5] == "675 GFLOP"
-    assert rows["gsm8k · hub · rouge1 (published as Rouge-1)", "published"][4] == "0.442 ± 0.002"
+    assert rows["gsm8k · hub · rouge1 (published as Rouge-1)", LABEL][4] == "0.442 ± 0.002"
     assert rows["gsm8k · hub · rouge1 (published as Rouge-1)", "ours"] == ("0.720 ± 0.120 (3)",) * 6
     assert any("1B model" in note for note in sheet.notes)
 
@@ -93,7 +94,7 @@ def test_a_table_without_any_result_still_shows_the_published_line(tmp_path: Pat
     study = study_of(tmp_path, "table1", lambda raw: None)
     rows = rows_of(table1(study, study.panels[0]))
     assert rows["gsm8k · hub · final number (published as accuracy)", "ours"] == (MISSING,) * 6
-    assert rows["gsm8k · hub · final number (published as accuracy)", "published"][4] == "0.085 ± 0.009"
+    assert rows["gsm8k · hub · final number (published as accuracy)", LABEL][4] == "0.085 ± 0.009"
 
 
 def test_table_2_tells_placements_apart_and_says_the_k_of_each_task(tmp_path: Path) -> None:
@@ -106,7 +107,7 @@ def test_table_2_tells_placements_apart_and_says_the_k_of_each_task(tmp_path: Pa
     rows = rows_of(sheet)
     assert rows["gsm8k · hub · final number (published as accuracy)", "K"] == ("0", "10", "10", "10", "10")
     assert rows["piqa · hub · accuracy (published as F1)", "K"] == ("0", "50", "50", "50", "50")
-    assert rows["gsm8k · hub · final number (published as accuracy)", "published"] == (
+    assert rows["gsm8k · hub · final number (published as accuracy)", LABEL] == (
         "0.075 ± 0.005", "0.080 ± 0.010", "0.069 ± 0.010", "0.080 ± 0.004", "0.085 ± 0.009",
     )  # fmt: skip
 

@@ -28,7 +28,7 @@ def paper(runs: Path, name: str, score: synthetic.Score = synthetic.paper_score,
 
 
 def unfinished(raw: dict[str, Any]) -> float | None:
-    return None if raw["seed"] == 1 and raw["k"] else synthetic.paper_score(raw)
+    return None if raw["seed"] == 1 and raw["mt"] else synthetic.paper_score(raw)
 
 
 @pytest.fixture(scope="module")
