@@ -14,6 +14,7 @@ from pausebench.results import published
 from pausebench.results.analysis import InstrumentCheck, filler_label, pretraining_label
 from pausebench.results.canvas import LOOKS, draw, look_of
 from pausebench.results.collect import finite
+from pausebench.results.controls import with_references
 from pausebench.results.drawing import (
     Plot,
     draw_bars,
@@ -23,7 +24,7 @@ from pausebench.results.drawing import (
     draw_training,
     spoken,
 )
-from pausebench.results.layouts import arm_label, better_arms, placed_label, with_references
+from pausebench.results.layouts import arm_label, better_arms, placed_label
 from pausebench.results.published import Published
 from pausebench.results.run_folder import read_metrics
 from pausebench.results.statistics import plus_minus

@@ -1,4 +1,4 @@
-"""The report's tables as data: the paper's two layouts, the primary family, the controls, the plain list of arms.
+"""The report's tables as data: the paper's two layouts, the primary family, the plain list of arms.
 
 Invariant: a sheet holds text alone, so that page, Markdown and LaTeX show the same; a planned arm without a result
 stands in it as `missing`.
@@ -11,14 +11,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from pausebench.results import published
-from pausebench.results.analysis import Contrast, Family, baseline, full_label
+from pausebench.results.analysis import Contrast, Family, full_label
 from pausebench.results.statistics import (
     ALPHA,
     Comparison,
     interval,
     number,
     p_value,
-    paired_comparison,
     plus_minus,
     summarise,
 )
@@ -26,16 +25,6 @@ from pausebench.results.study import Arm, Panel, Scores, Setting, Study
 
 MISSING = "missing"
 VARIANTS = ("StdPT_StdFT", "StdPT_PauseFT", "PausePT_StdFT", "PausePT_PauseFT")
-CONTROLS = {
-    "hidden_pretraining": "in pretraining no other token may look at the pauses",
-    "hidden_finetuning": "in finetuning only the pauses and the read-out may look at the pauses",
-    "hidden": "pauses hidden in pretraining and in finetuning",
-    "one_pause": "one pause instead of K",
-    "shifted": "no pauses, the answer's positions moved on by K",
-    "filler": "an ordinary token repeated in the place of the pauses",
-    "layers": "no pauses, more layers instead",
-    "steps": "no pauses, more training steps instead",
-}
 
 
 @dataclass(frozen=True)
@@ -120,7 +109,7 @@ def _arms_as_columns(
         shown = [metric] if metric else []
         shown += [name for name in printed if name not in shown]
         for place, name in enumerate(shown or [None]):
-            lines = [Line("ours", tuple(_ours(row.get(column), setting, name) for column in columns))]
+            lines = [Line("ours", tuple(ours_text(row.get(column), setting, name) for column in columns))]
             if name in printed:
                 found = [published.of_arm(study.published, setting.task, name, labels[column]) for column in columns]
                 known = tuple(figure.text if figure else "-" for figure in found)
@@ -131,7 +120,7 @@ def _arms_as_columns(
             if place == 0:
                 cost = tuple(flops(row[column].inference_flops) if column in row else "-" for column in columns)
                 lines.append(Line("FLOPs an answer", cost, "cost"))
-            groups.append(Group(_metric_title(setting, name, name in printed), tuple(lines)))
+            groups.append(Group(metric_title(setting, name, name in printed), tuple(lines)))
     notes = [
         "Ours: mean ± deviation over seeds (seeds; 4/5 where one of five is missing). FLOPs an answer: at inference."
     ]
@@ -147,14 +136,16 @@ def _order(arm: Arm) -> tuple[int, str, str, int, int]:
     return known, arm.control, "" if arm.placement == "prepend" else "z", arm.k, arm.mt
 
 
-def _metric_title(setting: Setting, metric: str | None, printed: bool) -> str:
+def metric_title(setting: Setting, metric: str | None, printed: bool) -> str:
+    """A task with the metric, and how the paper calls it where it prints it."""
     if metric is None:
         return setting.label
     theirs = published.name_of_metric(setting.task, metric) if printed else None
     return f"{setting.label} · {metric.replace('_', ' ')}{f' (published as {theirs})' if theirs else ''}"
 
 
-def _ours(scores: Scores | None, setting: Setting, metric: str | None) -> str:
+def ours_text(scores: Scores | None, setting: Setting, metric: str | None) -> str:
+    """`0.364 ± 0.025 (5)`: mean, deviation and seeds of one metric of an arm."""
     if scores is None:
         return "-"
     values = metric_values(scores, setting, metric)
@@ -233,8 +224,8 @@ def _family_line(study: Study, contrast: Contrast) -> Line:
         f"{contrast.setting.label}, {treatment_words(contrast)}",
         (
             str(c.n),
-            _difference(c),
-            _interval(c),
+            difference_text(c),
+            interval_text(c),
             p_value(contrast.adjusted_p),
             number(c.effect_size, 2),
             short_verdict(contrast),
@@ -272,59 +263,6 @@ def short_verdict(contrast: Contrast) -> str:
     if p is None:
         return "no spread"
     return "not settled" if p >= ALPHA else "higher" if c.difference > 0 else "lower"
-
-
-def controls_sheet(study: Study, panel: Panel) -> Sheet:
-    """Every control of every task, and how far it is from the full method and from the baseline."""
-    columns = ("mean ± deviation (n)", "− PausePT_PauseFT", "− StdPT_StdFT", "FLOPs an answer")
-    groups = []
-    for setting in panel.settings():
-        arms = with_references(study, panel, setting)
-        lines = []
-        for scores in arms:
-            against = [next((arm for arm in arms if is_reference(arm, name)), None) for name in REFERENCES]
-            cells = [_ours(scores, setting, None), *(_against(scores, other) for other in against)]
-            lines.append(Line(arm_label(scores.arm), (*cells, flops(scores.inference_flops))))
-        metric, _ = panel.metrics(setting)
-        groups.append(Group(_metric_title(setting, metric, False), tuple(lines)))
-    seen = dict.fromkeys(cell.arm.control for cell in panel.cells if cell.arm.control)
-    told = "; ".join(f"{name}: {CONTROLS[name]}" for name in seen if name in CONTROLS)
-    notes = ("Differences are control − reference, paired over seeds, with their 95 % interval, not corrected.", told)
-    return Sheet(f"{panel.title}: controls", "arm", columns, tuple(groups), notes)
-
-
-REFERENCES = ("PausePT_PauseFT", "StdPT_StdFT")
-
-
-def is_reference(scores: Scores, variant: str) -> bool:
-    """Whether an arm is the paper's own variant, evaluated as it was finetuned."""
-    arm = scores.arm
-    return arm.variant == variant and not arm.control and arm.mt == arm.k and arm.filler in ("", "<pause>")
-
-
-def with_references(study: Study, panel: Panel, setting: Setting) -> list[Scores]:
-    """The full method and the baseline, from this panel or another of the study, and then the controls."""
-    arms = panel.scores(setting)
-    rest = [scores for scores in arms if not any(is_reference(scores, name) for name in REFERENCES)]
-    counts = [scores.arm.k for scores in rest if scores.arm.k]
-    usual = max(counts, key=counts.count) if counts else 0
-    found = []
-    for variant in REFERENCES:
-        others = [scores for other in study.of_kind("variants") for scores in other.scores(setting)]
-        fitting = [scores for scores in (*arms, *others) if is_reference(scores, variant)]
-        fitting = [scores for scores in fitting if scores.arm.k in (0, usual)] or fitting
-        found += fitting[:1]
-    if not any(is_reference(scores, "StdPT_StdFT") for scores in found):
-        plain = baseline(study, panel, setting)
-        found += [plain] if plain else []
-    return [*found, *rest]
-
-
-def _against(scores: Scores, other: Scores | None) -> str:
-    if other is None or other.names == scores.names:
-        return "-"
-    c = paired_comparison(scores.values, other.values)
-    return f"{_difference(c)} {_interval(c)}".removesuffix(" -")
 
 
 def arms_sheet(panel: Panel) -> Sheet:
@@ -372,11 +310,13 @@ def _signed(value: float | None) -> str:
     return "-" if value is None else f"{value:+.3f}"
 
 
-def _difference(c: Comparison) -> str:
+def difference_text(c: Comparison) -> str:
+    """The difference of a comparison, or the word for why there is none."""
     return MISSING if c.difference is None else "identical" if c.identical else _signed(c.difference)
 
 
-def _interval(c: Comparison) -> str:
+def interval_text(c: Comparison) -> str:
+    """Its interval, or why there is none."""
     if c.difference is None or c.identical:
         return "-"
     return "one seed: none" if c.n == 1 else "no spread" if c.interval is None else interval(c.interval, signed=True)

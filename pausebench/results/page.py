@@ -18,6 +18,7 @@ from typing import Any
 from pausebench.results import analysis, export, figures, layouts, predictions, statistics
 from pausebench.results.analysis import Contrast
 from pausebench.results.collect import load_studies, load_unplanned
+from pausebench.results.controls import controls_sheet
 from pausebench.results.drawing import Plot
 from pausebench.results.layouts import Group, Line, Sheet
 from pausebench.results.origin import Provenance, missing_cells, provenance
@@ -216,7 +217,7 @@ def _part(study: Study, panel: Panel, easel: _Easel) -> Part:
     bars: Callable[[Study, Panel, Setting], Plot]
     detail = None
     if panel.kind == "controls":
-        sheet, bars = partial(layouts.controls_sheet, study, panel), figures.control_bars
+        sheet, bars = partial(controls_sheet, study, panel), figures.control_bars
     elif panel.kind == "placement":
         sheet, bars = partial(layouts.table2, study, panel), figures.placement_bars
         detail = layouts.arms_sheet(panel)

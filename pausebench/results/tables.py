@@ -21,8 +21,9 @@ from pausebench.results.analysis import (
     pretraining_label,
     primary_family,
 )
+from pausebench.results.controls import with_references
 from pausebench.results.export import folder_names
-from pausebench.results.layouts import arm_label, short_verdict, treatment_words, with_references
+from pausebench.results.layouts import arm_label, short_verdict, treatment_words
 from pausebench.results.page import MOST_ROWS, Other, read_runs
 from pausebench.results.statistics import interval, number, p_value, plus_minus, summarise
 from pausebench.results.study import Panel, Setting, Study
