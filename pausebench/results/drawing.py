@@ -272,6 +272,7 @@ def _top(arms: Sequence[Scores], printed: Sequence[Published], other: float | No
     highest = max(
         [
             *(value for scores in arms for value in scores.values.values()),
+            *(min(bounds[1], 1.0) for scores in arms if (bounds := summarise(list(scores.values.values())).interval)),
             *(figure.mean + figure.deviation for figure in printed),
             *([other] if other is not None else []),
         ],
