@@ -101,8 +101,9 @@ def read_runs(runs: Path, result: str | None) -> tuple[list[Study], list[Other]]
 def write_page(runs: Path, studies: Sequence[Study], others: Sequence[Other]) -> Path:
     """Write `runs/report/index.html` and a folder of exports for each study; each file in one step."""
     each = min(MOST_FIGURES_A_STUDY, max(FEWEST_FIGURES_A_STUDY, MOST_FIGURES // max(1, len(studies))))
+    most_bytes = min(predictions.MOST_BYTES, predictions.MOST_BYTES_A_PAGE // max(1, len(studies)))
     names = export.folder_names(studies)
-    views = [_view(study, name, _Easel(each)) for study, name in zip(studies, names, strict=True)]
+    views = [_view(study, name, _Easel(each), most_bytes) for study, name in zip(studies, names, strict=True)]
     script = _template_text("browser.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     page = (
@@ -177,7 +178,7 @@ class _Easel:
         return tuple(plots)
 
 
-def _view(study: Study, folder: str, easel: _Easel) -> StudyView:
+def _view(study: Study, folder: str, easel: _Easel, most_bytes: int) -> StudyView:
     instrument = analysis.check_instrument(study)
     family = analysis.primary_family(study)
     panels = study.of_kind("variants", "placement", "controls")
@@ -205,7 +206,7 @@ def _view(study: Study, folder: str, easel: _Easel) -> StudyView:
         untrained=untrained,
         undrawn=easel.undrawn,
         pairs=pairs,
-        embedded=predictions.embedded(list(pairs)),
+        embedded=predictions.embedded(pairs, most_bytes),
         secondary=tuple(analysis.secondary_contrasts(study)),
         missing=missing_cells(study, MOST_ROWS),
         provenance=provenance(study),

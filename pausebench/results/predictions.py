@@ -7,8 +7,8 @@ data sets and models, so that they are only ever embedded as escaped JSON or by 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,8 @@ from pausebench.results.study import Cell, Study
 
 ROWS_A_PAIR = 200
 MOST_PAIRS = 100
-MOST_BYTES = 4_000_000
+MOST_BYTES = 4_000_000  # a study; `MOST_BYTES_A_PAGE` is shared between its studies
+MOST_BYTES_A_PAGE = 12_000_000
 LONGEST_TEXT = 4_000
 
 Answer = tuple[str, str, bool, bool]
@@ -41,20 +42,24 @@ class Pair:
 def primary_pairs(study: Study, family: Family) -> list[Pair]:
     """Of each primary comparison the finished seeds, the first ones where there are many; at most `MOST_PAIRS`."""
     pairs: list[Pair] = []
-    known: dict[str, list[dict[str, Any]]] = {}
+    # Only the controls of the task at hand are kept, and rows that runs share are kept once: rows of text add up.
+    task, controls = "", dict[str, list[dict[str, Any]]]()
+    shared: dict[tuple[tuple[str, str], ...], tuple[tuple[str, str], ...]] = {}
     seeds = max(1, MOST_PAIRS // max(1, len(family.contrasts)))
     for contrast in family.contrasts[:MOST_PAIRS]:
+        if contrast.setting.task != task:
+            task, controls = contrast.setting.task, {}
         for control, treatment in islice(_shared(contrast), seeds):
-            for cell in (control, treatment):
-                if cell.name not in known:
-                    known[cell.name] = read_predictions(study.runs / "evaluate" / cell.name, ROWS_A_PAIR)
-            pair = _pair(contrast, control, treatment, known[control.name], known[treatment.name])
+            if control.name not in controls:
+                controls[control.name] = read_predictions(study.runs / "evaluate" / control.name, ROWS_A_PAIR)
+            paused = read_predictions(study.runs / "evaluate" / treatment.name, ROWS_A_PAIR)
+            pair = _pair(contrast, control, treatment, controls[control.name], paused)
             if pair.answers:
-                pairs.append(pair)
+                pairs.append(replace(pair, texts=shared.setdefault(pair.texts, pair.texts)))
     return pairs
 
 
-def embedded(pairs: list[Pair], most_bytes: int = MOST_BYTES) -> str:
+def embedded(pairs: Sequence[Pair], most_bytes: int = MOST_BYTES) -> str:
     """The pairs as JSON that may stand in a script element, each cut to so many rows that all fit `most_bytes`."""
     rows = ROWS_A_PAIR
     text = _as_json(pairs, rows)
@@ -119,7 +124,7 @@ def _text(value: Any) -> str:
     return text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]}… ({len(text) - LONGEST_TEXT:,} more)"
 
 
-def _as_json(pairs: list[Pair], rows: int) -> str:
+def _as_json(pairs: Sequence[Pair], rows: int) -> str:
     # Seeds and K mostly share the test rows, which are much longer than the answers.
     texts: dict[tuple[tuple[str, str], ...], int] = {}
     shown = []

@@ -17,6 +17,7 @@ from pausebench.results.layouts import (
     family_sheet,
     flops,
     like_table1,
+    metric_values,
     table1,
     table2,
 )
@@ -161,6 +162,22 @@ def test_the_better_k_is_chosen_by_the_mean_and_says_that_it_was_chosen(tmp_path
         ("StdPT_StdFT", 0), ("StdPT_PauseFT", 50), ("PausePT_StdFT", 0), ("PausePT_PauseFT", 50),
     ]  # fmt: skip
     assert words == "better of K = 10, 50, chosen on the test set"
+
+
+def test_a_second_metric_of_a_seed_that_lacks_a_world_is_left_out(tmp_path: Path) -> None:
+    cells = [synthetic.paper_cell("gsm8k", "std", 0, seed, world=world) for world in ("one", "two") for seed in SEEDS]
+    panel = {"id": "variants", "kind": "variants", "title": "Worlds", "cells": cells}
+
+    def score(raw: dict[str, Any]) -> float | None:
+        return None if (raw["world"], raw["seed"]) == ("two", 2) else {"one": 0.2, "two": 0.4}[raw["world"]]
+
+    synthetic.write_study(tmp_path, [panel], score, seeds=SEEDS, primary=synthetic.FAMILY)
+    study = load_studies(tmp_path)[0]
+    pooled = study.panels[0].pooled("gsm8k")
+    assert pooled is not None
+    (scores,) = study.panels[0].scores(pooled)
+    assert metric_values(scores, pooled, "rouge1") == pytest.approx({0: 0.36, 1: 0.36})
+    assert metric_values(scores, pooled, "final_number") == pytest.approx(scores.values)
 
 
 def test_every_control_stands_against_the_full_method_and_the_baseline(tmp_path: Path) -> None:
