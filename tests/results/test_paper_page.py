@@ -88,6 +88,9 @@ def test_curves_over_m_have_a_figure_for_each_k(tmp_path: Path) -> None:
     page = page_of(paper(tmp_path, "figure4c"))
     titles = re.findall(r'<figcaption class="title">([^<]*K = \d+ · [^<]*)<', page)
     assert titles == [f"Figure4c, K = {k} · {task} · hub" for task in TASKS for k in (10, 50)]
+    first = page[page.index(titles[0]) : page.index(titles[1])]
+    counts = re.findall(r'<th scope="row">PausePT_PauseFT</th><td class="n">(\d+)</td>', first)
+    assert counts == ["0", "1", "2", "5", "8", "10", "12", "15", "20"]
 
 
 def test_nothing_published_means_no_hollow_marks(tmp_path: Path) -> None:
