@@ -69,6 +69,11 @@ def arm_label(arm: Arm) -> str:
     return f"{label} ({arm.control})" if arm.control and arm.control not in label else label
 
 
+def whole_label(arm: Arm) -> str:
+    """`arm_label` with the prefix's attention as well."""
+    return f"{arm_label(arm)}, {arm.prefix} prefix"
+
+
 def like_table1(study: Study, panel: Panel) -> bool:
     """Whether a panel of variants is laid out as Table 1: arms as columns, tasks as rows."""
     trained = [(cell.arm.variant, cell.arm.k) for cell in panel.cells if cell.arm.k]
@@ -83,10 +88,8 @@ def table1(study: Study, panel: Panel) -> Sheet:
 
 def table2(study: Study, panel: Panel) -> Sheet:
     """The same with the pauses prepended and appended as columns; K may differ from task to task and has a line."""
-    arms = [[scores.arm for scores in panel.scores(setting)] for setting in panel.settings()]
-    several = any(len(row) > len({placed_label(arm) for arm in row}) for row in arms)
-    label = arm_label if several else placed_label
-    return _arms_as_columns(study, panel, f"{panel.title}: pauses before and after the question", label, k_line=True)
+    title = f"{panel.title}: pauses before and after the question"
+    return _arms_as_columns(study, panel, title, placed_label, k_line=True)
 
 
 def placed_label(arm: Arm) -> str:
@@ -99,6 +102,8 @@ def _arms_as_columns(
 ) -> Sheet:
     settings = panel.settings()
     by_setting = [{scores.arm: scores for scores in panel.scores(setting)} for setting in settings]
+    if any(len({label(arm) for arm in arms}) < len(arms) for arms in by_setting):
+        label = whole_label  # two arms must not share a column
     labels = {label(arm): arm for arms in by_setting for arm in sorted(arms, key=_order)}
     columns = sorted(labels, key=lambda name: _order(labels[name]))
     groups = []
@@ -158,16 +163,16 @@ def ours_text(scores: Scores | None, setting: Setting, metric: str | None) -> st
 
 def metric_values(scores: Scores, setting: Setting, metric: str | None) -> dict[int, float]:
     """{seed: mean over the worlds} of any metric of an arm, for the seeds that have it in all worlds."""
-    found: dict[int, list[float]] = {}
+    found: dict[int, dict[str, float]] = {}
     for cell in scores.cells:
         if cell.result is None:
             continue
         if metric is None or metric == cell.result.metric:
-            found.setdefault(cell.seed, []).append(cell.result.value)
+            found.setdefault(cell.seed, {})[cell.world] = cell.result.value
         elif metric in cell.result.metrics:
-            found.setdefault(cell.seed, []).append(cell.result.metrics[metric])
+            found.setdefault(cell.seed, {})[cell.world] = cell.result.metrics[metric]
     return {
-        seed: math.fsum(values) / len(values)
+        seed: math.fsum(values.values()) / len(values)
         for seed, values in sorted(found.items())
         if len(values) == len(setting.worlds)
     }

@@ -113,6 +113,18 @@ def test_table_2_tells_placements_apart_and_says_the_k_of_each_task(tmp_path: Pa
     )  # fmt: skip
 
 
+def test_arms_that_differ_in_their_prefix_alone_keep_a_column_each(tmp_path: Path) -> None:
+    cells = [
+        synthetic.paper_cell("gsm8k", "std", k, 0, prefix=prefix) for k in (0, 10, 50) for prefix in ("causal", "other")
+    ]
+    panel = {"id": "variants", "kind": "variants", "title": "Prefixes", "cells": cells}
+    synthetic.write_study(tmp_path, [panel], synthetic.paper_score, seeds=(0,), primary=synthetic.FAMILY)
+    study = load_studies(tmp_path)[0]
+    sheet = table1(study, study.panels[0])
+    assert len(sheet.columns) == 6
+    assert MISSING not in sheet.groups[0].lines[0].cells
+
+
 def test_the_family_has_every_task_and_k_then_the_best_of_each_labelled_as_a_selection(tmp_path: Path) -> None:
     study = study_of(tmp_path, "table1", lambda raw: synthetic.paper_score(raw) + 0.02 * (raw["k"] == 10))
     sheet = family_sheet(study, primary_family(study))
