@@ -8,13 +8,14 @@ from typing import Any
 from rich.console import Console
 
 from pausebench.config import ReportConfig
-from pausebench.results.page import write_report
-from pausebench.results.tables import print_report
+from pausebench.results.page import read_runs, write_page
+from pausebench.results.tables import print_studies
 
 
 def run(config: ReportConfig) -> dict[str, Any]:
-    """Write the page, print the tables."""
+    """Read the runs once, write the page and its exports, print the tables."""
     runs = Path(config.runs)
-    page = write_report(runs, config.study)
-    print_report(runs, config.study, Console(highlight=False))
+    studies, others = read_runs(runs, config.study)
+    page = write_page(runs, studies, others)
+    print_studies(runs, studies, others, Console(highlight=False))
     return {"names": [str(page)]}

@@ -1,72 +1,36 @@
-"""Charts as inline SVG: bars, curves against pauses, loss against step.
+"""The kinds of chart: bars, curves against pauses, score against cost, loss against step.
 
-Invariant: the same numbers give the same bytes, and nothing in an SVG points outside the page. Text stays text, ink and
-series colours become CSS variables so that the page's light, dark and print styles colour the figures too.
+Invariant: every chart carries its numbers as rows of text, and the published figures are told from ours by their form
+(hollow, dashed), not by their colour alone.
 """
 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from io import StringIO
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from pausebench.results import published
 from pausebench.results.analysis import baseline
-from pausebench.results.statistics import interval, number, plus_minus, report_extra, summarise
+from pausebench.results.canvas import INK, PAPER, Drawing, Look, draw, look_of
+from pausebench.results.published import Published
+from pausebench.results.statistics import interval, number, plus_minus, summarise
 from pausebench.results.study import Panel, Scores, Setting, Study
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-WIDTH_INCHES = 4.6
-
-# Stand-ins that matplotlib can draw with; `_themed` turns them into CSS. The series are Okabe and Ito's palette.
-INK, GRID, PAPER = "#010203", "#a1a2a3", "#f1f2f3"
-CSS_OF = {INK: "currentColor", GRID: "var(--grid)", PAPER: "var(--paper)"}
-
-
-@dataclass(frozen=True)
-class Look:
-    """How one series is drawn: colour, marker and hatch all differ, so that no reader depends on colour."""
-
-    color: str
-    marker: str
-    hatch: str
-    dash: str
-
-
-GREY, ORANGE, GREEN, BLUE, PURPLE = "#6b7280", "#e69f00", "#009e73", "#0072b2", "#cc79a7"
-CSS_OF |= {
-    color: f"var(--{name})"
-    for color, name in ((GREY, "grey"), (ORANGE, "orange"), (GREEN, "green"), (BLUE, "blue"), (PURPLE, "purple"))
-}
-LOOKS = {
-    "StdPT_StdFT": Look(GREY, "o", "", ":"),
-    "StdPT_PauseFT": Look(ORANGE, "s", "///", "--"),
-    "PausePT_StdFT": Look(GREEN, "^", "\\\\", "-."),
-    "PausePT_PauseFT": Look(BLUE, "D", "xx", "-"),
-    "StdPT": Look(ORANGE, "s", "///", "--"),
-    "PausePT": Look(BLUE, "D", "xx", "-"),
-}
-OTHER_LOOK = Look(PURPLE, "v", "--", "--")
-
 
 @dataclass(frozen=True)
 class Plot:
-    """One figure: the SVG, what it shows in words, and its numbers as a table."""
+    """One figure: the picture, what it shows in words, and its numbers as a table."""
 
     title: str
     caption: str
-    svg: str
+    drawing: Drawing
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
-
-
-def look_of(name: str) -> Look:
-    """The look of a variant or a kind of pretraining."""
-    return LOOKS.get(name, OTHER_LOOK)
 
 
 def draw_bars(
@@ -78,37 +42,51 @@ def draw_bars(
     labels: Sequence[str],
     looks: Sequence[Look],
     chance: float | None,
+    printed: Sequence[Published | None] = (),
 ) -> Plot:
-    """Horizontal bars, one an arm in the order given, with interval, single seeds and, where known, chance."""
+    """Horizontal bars, one an arm in the order given, with interval, single seeds and, where known, chance.
+
+    printed: the published figure of each arm, drawn as a thin hollow bar below ours.
+    """
     summaries = [summarise(list(scores.values.values())) for scores in arms]
+    beside = list(printed) if any(printed) else [None] * len(arms)
     rows = tuple(
         (label, plus_minus(summary), interval(summary.interval), str(summary.n))
-        for label, summary in zip(labels, summaries, strict=True)
+        + ((figure.text if figure else "-",) if any(beside) else ())
+        for label, summary, figure in zip(labels, summaries, beside, strict=True)
     )
+    columns = ("arm", "mean ± deviation", "95 % interval", "seeds") + ((published.LABEL,) if any(beside) else ())
+    if any(beside):
+        caption += f" Hollow, dashed: {published.LABEL}, with its deviation."
 
     def paint(axes: Axes) -> None:
-        for place, (scores, summary, look) in enumerate(zip(arms, summaries, looks, strict=True)):
+        for place, (scores, summary, look, figure) in enumerate(zip(arms, summaries, looks, beside, strict=True)):
+            if figure is not None:
+                _published_bar(axes, place + 0.34, figure)
             if summary.mean is None:
-                axes.text(0.01, place, "missing", va="center", color=INK)
+                axes.text(0.01, place, "missing", va="center", color=INK, transform=axes.get_yaxis_transform())
                 continue
-            axes.barh(place, summary.mean, height=0.62, color=look.color, alpha=0.28, linewidth=0)
+            middle, height = (place - 0.1, 0.5) if any(beside) else (place, 0.62)
+            axes.barh(middle, summary.mean, height=height, color=look.color, alpha=0.28, linewidth=0)
             axes.barh(
-                place, summary.mean, height=0.62, fill=False, hatch=look.hatch, edgecolor=look.color, linewidth=1.2
+                middle, summary.mean, height=height, fill=False, hatch=look.hatch, edgecolor=look.color, linewidth=1.2
             )
             if summary.interval:
-                low, high = (min(max(end, 0.0), 1.0) for end in summary.interval)
-                axes.plot([low, high], [place - 0.14] * 2, color=INK, linewidth=1.5, marker="|", markersize=5, zorder=3)
-            _dots(axes, [(value, place + 0.15) for value in scores.values.values()], INK, 4)
+                ends = [min(max(end, 0.0), 1.0) for end in summary.interval]
+                axes.plot(ends, [middle - 0.14] * 2, color=INK, linewidth=1.5, marker="|", markersize=5, zorder=3)
+            _dots(axes, [(value, middle + 0.13) for value in scores.values.values()], INK, 4)
         if chance is not None:
             axes.axvline(chance, color=INK, linewidth=0.9, linestyle=(0, (4, 3)))
             axes.text(chance, -0.62, f"chance {chance:.2f}", ha="center", va="bottom", color=INK, fontsize=9)
-        axes.set(yticks=range(len(labels)), yticklabels=labels, xlim=(0, 1.03), ylim=(len(labels) - 0.4, -0.6))
+        axes.set(yticks=range(len(labels)), yticklabels=labels, ylim=(len(labels) - 0.4, -0.6))
+        axes.set(xlim=(0, _top(arms, [figure for figure in beside if figure], chance)))
         axes.set_xlabel(_metric(arms))
         axes.grid(axis="y", visible=False)
         axes.tick_params(axis="y", length=0)
 
-    svg = draw_svg(f"{identifier}-{setting.label}", f"{title}. {spoken(rows)}", 0.95 + 0.36 * len(arms), paint)
-    return Plot(title, caption, svg, ("arm", "mean ± deviation", "95 % interval", "seeds"), rows)
+    height = 0.95 + (0.44 if any(beside) else 0.36) * len(arms)
+    drawing = draw(f"{identifier}-{setting.label}", f"{title}. {spoken(rows)}", height, paint)
+    return Plot(title, caption, drawing, columns, rows)
 
 
 def draw_curve(
@@ -120,24 +98,40 @@ def draw_curve(
     lines: Mapping[str, list[tuple[int, Scores]]],
     xlabel: str,
     marks: Sequence[int] = (),
+    title: str | None = None,
 ) -> Plot:
-    """Score against pauses: `lines` are (pauses, scores) by label, `marks` get a vertical line that says M = K."""
+    """Score against pauses: `lines` are (pauses, scores) by label, `marks` get a vertical line that says M = K.
+
+    Points that the paper prints (Table 1) stand beside ours as hollow squares.
+    """
     reference = baseline(study, panel, setting)
     level = summarise(list(reference.values.values())).mean if reference else None
     if level is not None:
         caption += " Dashed: StdPT_StdFT, no pauses anywhere."
+    metric = panel.metrics(setting)[0]
+    printed = {
+        (label, place): figure
+        for label, points in lines.items()
+        for place, scores in points
+        if (figure := published.of_arm(study.published, setting.task, metric, scores.arm))
+    }
+    if printed:
+        caption += f" Hollow squares with a thin line: {published.LABEL}, with its deviation."
     rows = []
     for label, points in lines.items():
         for place, scores in points:
             summary = summarise(list(scores.values.values()))
-            rows.append((label, str(place), plus_minus(summary), interval(summary.interval), str(summary.n)))
+            row = (label, str(place), plus_minus(summary), interval(summary.interval), str(summary.n))
+            figure = printed.get((label, place))
+            rows.append((*row, figure.text if figure else "-") if printed else row)
 
     def paint(axes: Axes) -> None:
         ticks = sorted({place for points in lines.values() for place, _ in points})
         step = (max(ticks) - min(ticks)) / 90 if len(ticks) > 1 else 0.1
+        top = _top([scores for points in lines.values() for _, scores in points], list(printed.values()), level)
         for mark in marks:
             axes.axvline(mark, color=INK, linewidth=0.9, linestyle=(0, (1, 2)))
-            axes.text(mark, 1.05, f"M = K = {mark}", ha="center", va="bottom", color=INK, fontsize=9)
+            axes.text(mark, 1.02 * top, f"M = K = {mark}", ha="center", va="bottom", color=INK, fontsize=9)
         if level is not None:
             draw_reference(axes, level, None)
         for order, (label, points) in enumerate(lines.items()):
@@ -149,18 +143,58 @@ def draw_curve(
                     ends = [min(max(end, 0.0), 1.0) for end in summary.interval]
                     axes.plot([place, place], ends, color=look.color, linewidth=1.1)
                 _dots(axes, [(place, value) for value in scores.values.values()], look.color, 3.2)
+            for place, _ in points:
+                if figure := printed.get((label, place)):
+                    _published_mark(axes, place + 2.2 * shift, figure, look.color)
             if known:
                 axes.plot(
                     *zip(*known, strict=True), color=look.color, label=label, linestyle=look.dash, marker=look.marker,
                     markersize=6, zorder=5,
                 )  # fmt: skip
         axes.set(xlabel=xlabel, ylabel=_metric([scores for points in lines.values() for _, scores in points]))
-        axes.set(ylim=(0, 1.03), xticks=ticks)
+        axes.set(ylim=(0, top), xticks=_spread(ticks), xticklabels=[str(tick) for tick in _spread(ticks)])
         _legend(axes, 1.08 if marks else 1.0)
 
-    svg = draw_svg(f"{identifier}-{setting.label}", f"{panel.title}, {setting.label}. {spoken(rows)}", 3.0, paint)
-    columns = ("line", xlabel.split(",")[0], "mean ± deviation", "95 % interval", "seeds")
-    return Plot(f"{panel.title} · {setting.label}", caption, svg, columns, tuple(rows))
+    title = title or panel.title
+    drawing = draw(f"{identifier}-{setting.label}", f"{title}, {setting.label}. {spoken(rows)}", 3.0, paint)
+    columns = ["line", xlabel.split(",")[0], "mean ± deviation", "95 % interval", "seeds"]
+    columns += [published.LABEL] if printed else []
+    return Plot(f"{title} · {setting.label}", caption, drawing, tuple(columns), tuple(rows))
+
+
+def draw_cost(identifier: str, title: str, caption: str, arms: Sequence[Scores], labels: Sequence[str]) -> Plot | None:
+    """Score against the arithmetic of an answer, one mark an arm; None below two arms that tell both."""
+    points = [
+        (cost, mean, scores, label)
+        for scores, label in zip(arms, labels, strict=True)
+        if (cost := scores.inference_flops) and (mean := summarise(list(scores.values.values())).mean) is not None
+    ]
+    if len(points) < 2:
+        return None
+    rows = tuple(
+        (label, f"{cost:.3g}", plus_minus(summarise(list(scores.values.values())))) for cost, _, scores, label in points
+    )
+
+    def paint(axes: Axes) -> None:
+        for cost, mean, scores, _ in points:
+            look = look_of(scores.arm.variant)
+            bounds = summarise(list(scores.values.values())).interval
+            if bounds:
+                axes.plot([cost] * 2, [min(max(end, 0.0), 1.0) for end in bounds], color=look.color, linewidth=1.1)
+            axes.plot([cost], [mean], color=look.color, marker=look.marker, markersize=7, linestyle="")
+            if scores.arm.k:
+                axes.annotate(
+                    f"K={scores.arm.k}", (cost, mean), xytext=(6, 4), textcoords="offset points", color=INK, fontsize=8
+                )
+        for name in dict.fromkeys(scores.arm.variant for _, _, scores, _ in points):
+            look = look_of(name)
+            axes.plot([], [], color=look.color, marker=look.marker, linestyle="", label=name)
+        axes.set(xlabel="FLOPs an answer at inference", ylabel=_metric(arms))
+        axes.set(ylim=(0, _top(arms, [], None)), xlim=(0, 1.12 * max(cost for cost, *_ in points)))
+        _legend(axes)
+
+    drawing = draw(identifier, f"{title}. {spoken(rows)}", 3.0, paint)
+    return Plot(title, caption, drawing, ("arm", "FLOPs an answer", "mean ± deviation"), rows)
 
 
 def draw_training(
@@ -192,30 +226,8 @@ def draw_training(
         axes.set(xlabel="step", ylabel="loss")
         _legend(axes)
 
-    svg = draw_svg(identifier, f"{title} against step. {spoken(rows)}", 3.0, paint)
-    return Plot(title, caption, svg, ("run", "last loss, mean over seeds", "last step", "seeds"), tuple(rows))
-
-
-def draw_svg(identifier: str, label: str, height_inches: float, paint: Callable[[Axes], None]) -> str:
-    """The SVG of what `paint` puts on the axes, read aloud as `label`; `identifier` is unique on the page."""
-    matplotlib = report_extra("matplotlib")
-    figure_module = report_extra("matplotlib.figure")
-    style: dict[str, Any] = {
-        "svg.fonttype": "none", "text.parse_math": False, "svg.hashsalt": identifier,
-        "font.family": "sans-serif", "font.size": 10,
-        "axes.edgecolor": INK, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK, "text.color": INK,
-        "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.7, "axes.axisbelow": True,
-        "axes.grid": True, "grid.color": GRID, "grid.linewidth": 0.6, "hatch.linewidth": 0.7, "lines.linewidth": 1.6,
-    }  # fmt: skip
-    with matplotlib.rc_context(style):
-        figure = figure_module.Figure(figsize=(WIDTH_INCHES, height_inches), layout="constrained")
-        axes = figure.add_subplot()
-        axes.patch.set_visible(False)
-        figure.patch.set_visible(False)
-        paint(axes)
-        buffer = StringIO()
-        figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-    return _themed(buffer.getvalue(), identifier, label)
+    drawing = draw(identifier, f"{title} against step. {spoken(rows)}", 3.0, paint)
+    return Plot(title, caption, drawing, ("run", "last loss, mean over seeds", "last step", "seeds"), tuple(rows))
 
 
 def draw_reference(axes: Axes, level: float, label: str | None) -> None:
@@ -238,10 +250,10 @@ def _thinned(curve: Mapping[int, float], most: int = 200) -> tuple[list[int], li
 
 
 def _dots(axes: Axes, places: Sequence[tuple[float, float]], color: str, size: float) -> None:
-    for x, y in places:
+    if places:
         axes.plot(
-            [x], [y], marker="o", markersize=size, color=PAPER, markeredgecolor=color, markeredgewidth=1, zorder=4,
-            clip_on=False,
+            *zip(*places, strict=True), linestyle="", marker="o", markersize=size, color=PAPER, markeredgecolor=color,
+            markeredgewidth=1, zorder=4, clip_on=False,
         )  # fmt: skip
 
 
@@ -255,18 +267,37 @@ def _metric(arms: Sequence[Scores]) -> str:
     return " / ".join(sorted(names)).replace("_", " ") or "score"
 
 
-def _themed(svg: str, identifier: str, label: str) -> str:
-    """Cut matplotlib's file down to what may stand inside an HTML page beside its siblings."""
-    slug = "f-" + re.sub(r"[^a-z0-9]+", "-", identifier.lower()).strip("-")
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r"font-family: [^;]*; ?", "", svg)
-    svg = re.sub(r'<g id="[^"]*"', "<g", svg)
-    svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{slug}-", svg)
-    for color, css in CSS_OF.items():
-        svg = svg.replace(color, css)
-    view_box = re.search(r'viewBox="[^"]*"', svg)
-    assert view_box is not None, "matplotlib always writes a viewBox"
-    escaped = report_extra("markupsafe").escape(label)
-    body = svg[svg.index(">") + 1 :]
-    return f'<svg {view_box.group(0)} role="img" aria-label="{escaped}">{body}'
+def _top(arms: Sequence[Scores], printed: Sequence[Published], other: float | None) -> float:
+    """Where an axis of scores ends: at 1 for high scores, a little above the highest for low ones."""
+    highest = max(
+        [
+            *(value for scores in arms for value in scores.values.values()),
+            *(min(bounds[1], 1.0) for scores in arms if (bounds := summarise(list(scores.values.values())).interval)),
+            *(figure.mean + figure.deviation for figure in printed),
+            *([other] if other is not None else []),
+        ],
+        default=1.0,
+    )
+    return 1.03 if highest > 0.6 or highest <= 0 else 1.2 * highest
+
+
+def _spread(ticks: Sequence[int]) -> list[int]:
+    """The places that get a tick: without those that would run into their neighbour, the last one always kept."""
+    room = (max(ticks) - min(ticks)) / 26 if ticks else 0
+    kept: list[int] = []
+    for tick in sorted(ticks, reverse=True):
+        if not kept or kept[-1] - tick >= room:
+            kept.append(tick)
+    return kept[::-1]
+
+
+def _published_bar(axes: Axes, place: float, figure: Published) -> None:
+    axes.barh(place, figure.mean, height=0.2, fill=False, edgecolor=INK, linewidth=0.9, linestyle=(0, (3, 2)))
+    ends = [max(figure.mean - figure.deviation, 0.0), figure.mean + figure.deviation]
+    axes.plot(ends, [place] * 2, color=INK, linewidth=0.9, marker="|", markersize=4)
+
+
+def _published_mark(axes: Axes, place: float, figure: Published, color: str) -> None:
+    ends = [max(figure.mean - figure.deviation, 0.0), figure.mean + figure.deviation]
+    axes.plot([place] * 2, ends, color=color, linewidth=0.8, linestyle=(0, (2, 2)))
+    axes.plot([place], [figure.mean], marker="s", markersize=6, color=PAPER, markeredgecolor=color, linestyle="")

@@ -1,211 +1,259 @@
-"""The report page: one HTML file that opens from disk, with everything inside it.
+"""The report: one HTML file that opens from disk, with everything inside it, and a folder of exports for each study.
 
-Invariant: the same runs give the same bytes (no clock, no absolute path), and every text that comes from a run is
-escaped by the template.
+Invariant: the same runs give the same bytes (no clock, no absolute path), every run folder is read once, and every text
+that comes from a run is escaped by the template or embedded as JSON that only scripts of ours read.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+import base64
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from pausebench.results import analysis, figures, statistics
-from pausebench.results.collect import load_studies, load_unplanned, read_if_whole
+from pausebench.results import analysis, export, figures, layouts, predictions, statistics
+from pausebench.results.analysis import Contrast
+from pausebench.results.collect import load_studies, load_unplanned
+from pausebench.results.controls import controls_sheet
 from pausebench.results.drawing import Plot
+from pausebench.results.layouts import Group, Line, Sheet
+from pausebench.results.origin import Provenance, missing_cells, provenance
+from pausebench.results.predictions import Pair
 from pausebench.results.run_folder import disk_error, write_atomically
-from pausebench.results.statistics import report_extra, summarise
-from pausebench.results.study import Panel, Scores, Setting, Study
+from pausebench.results.statistics import report_extra
+from pausebench.results.study import Cell, Panel, Scores, Setting, Study
 
 EXAMPLE_ROWS = 5
+# What keeps the page of a large study small and quick; each cut is said where it is made.
+MOST_FIGURES = 150
+MOST_FIGURES_A_STUDY = 60
+FEWEST_FIGURES_A_STUDY = 12
+MOST_ROWS = 200
+MOST_TRAINING_SETTINGS = 12
+MOST_TRAINING_RUNS = 1_000
+
+Other = tuple[Setting, Scores, str]
 
 
 @dataclass(frozen=True)
-class PanelView:
-    """A panel as the page shows it: per setting its rows and plots."""
+class Part:
+    """A panel of arms as the page shows it: its table, its plots, and the long table behind a short one."""
 
-    panel: Panel
-    settings: tuple[tuple[Setting, tuple[Scores, ...], float | None], ...]
+    sheet: Sheet
     plots: tuple[Plot, ...]
-
-
-@dataclass(frozen=True)
-class Example:
-    """One test row with what treatment and control answered."""
-
-    prefix: str
-    target: str
-    control: str
-    treatment: str
-
-
-@dataclass(frozen=True)
-class Provenance:
-    """Where the numbers come from: values seen in the finetune runs' manifests, with how many runs had each."""
-
-    finetune_runs: int
-    devices: tuple[str, ...]
-    versions: tuple[str, ...]
+    detail: Sheet | None
 
 
 @dataclass(frozen=True)
 class StudyView:
-    """Everything the template needs of one study, computed."""
+    """Everything the template needs of one study, computed. `undrawn` counts the figures there was no room for."""
 
     study: Study
+    folder: str
     instrument: analysis.InstrumentCheck
     relay: Plot | None
     family: analysis.Family
-    examples: tuple[Example, ...]
-    variants: tuple[PanelView, ...]
+    comparisons: Sheet | None
+    parts: tuple[Part, ...]
     curves: tuple[Plot, ...]
+    costs: tuple[Plot, ...]
     training: tuple[Plot, ...]
-    secondary: tuple[analysis.Contrast, ...]
-    missing: str | None
+    untrained: str | None
+    undrawn: int
+    pairs: tuple[Pair, ...]
+    embedded: str
+    secondary: tuple[Contrast, ...]
+    missing: tuple[tuple[Cell, str], ...]
     provenance: Provenance
+
+    def plots(self) -> list[Plot]:
+        """Every figure of the study, in the page's order."""
+        own = [plot for part in self.parts for plot in part.plots]
+        return [*([self.relay] if self.relay else []), *own, *self.curves, *self.costs, *self.training]
+
+    def sheets(self) -> list[Sheet]:
+        """Every table that is exported: what is on the page, and the numbers of each curve."""
+        found = [self.comparisons] if self.comparisons else []
+        for part in self.parts:
+            found += [part.sheet, *([part.detail] if part.detail else [])]
+        return found + [_numbers(plot) for plot in (*self.curves, *self.costs)]
 
 
 def write_report(runs: Path, result: str | None = None) -> Path:
-    """Read the run folders under `runs`, write `runs/report/index.html` in one step and return its path.
+    """Read the run folders under `runs` and write the report; returns the path of its page.
 
     `result` selects one study; without it every study is shown, and the evaluated runs outside any plan.
-    Raises BadInput when there is nothing to report, RunFailed when the disk does not take the page.
+    Raises BadInput when there is nothing to report, RunFailed when the disk does not take a file.
     """
+    return write_page(runs, *read_runs(runs, result))
+
+
+def read_runs(runs: Path, result: str | None) -> tuple[list[Study], list[Other]]:
+    """The studies, and the evaluated runs outside any plan unless one study is selected. Raises as `load_studies`."""
     studies = load_studies(runs, result)
-    others = analysis.group_unplanned(load_unplanned(runs, studies)) if result is None else []
+    return studies, analysis.group_unplanned(load_unplanned(runs, studies)) if result is None else []
+
+
+def write_page(runs: Path, studies: Sequence[Study], others: Sequence[Other]) -> Path:
+    """Write `runs/report/index.html` and a folder of exports for each study; each file in one step."""
+    each = min(MOST_FIGURES_A_STUDY, max(FEWEST_FIGURES_A_STUDY, MOST_FIGURES // max(1, len(studies))))
+    most_bytes = min(predictions.MOST_BYTES, predictions.MOST_BYTES_A_PAGE // max(1, len(studies)))
+    names = export.folder_names(studies)
+    views = [_view(study, name, _Easel(each), most_bytes) for study, name in zip(studies, names, strict=True)]
+    script = _template_text("browser.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    page = (
+        _environment()
+        .get_template("page.html.jinja")
+        .render(
+            views=views,
+            others=others[:MOST_ROWS],
+            others_left=max(0, len(others) - MOST_ROWS),
+            style=_template_text("style.css"),
+            script=script,
+            script_hash=digest,
+            example_rows=EXAMPLE_ROWS,
+            most_rows=MOST_ROWS,
+        )
+    )
+    path = runs / "report" / "index.html"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise disk_error(path, error) from None
+    for view in views:
+        drawings = [plot.drawing for plot in view.plots()]
+        export.write_exports(
+            path.parent / view.folder, view.study, view.sheets(), view.family, view.secondary, drawings
+        )
+    # A lone surrogate in a run's text is valid in JSON and in no file.
+    write_atomically(path, page.encode("utf-8", "replace"))
+    return path
+
+
+def _template_text(name: str) -> str:
+    return files("pausebench.results").joinpath("templates", name).read_text(encoding="utf-8")
+
+
+def _environment() -> Any:
     jinja2 = report_extra("jinja2")
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.FunctionLoader(_template_text),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters.update(
         number=statistics.number,
         plus_minus=statistics.plus_minus,
         interval=statistics.interval,
         p_value=statistics.p_value,
-        label=analysis.full_label,
+        label=layouts.arm_label,
         capfirst=lambda text: text[:1].upper() + text[1:],
-        summary=lambda values: summarise(list(values.values())),
-        svg=report_extra("markupsafe").Markup,
+        summary=lambda values: statistics.summarise(list(values.values())),
+        markup=report_extra("markupsafe").Markup,
     )
-    template = environment.from_string(
-        files("pausebench.results").joinpath("page.html.jinja").read_text(encoding="utf-8")
-    )
-    page = template.render(views=[_view(study) for study in studies], others=others)
-    path = runs / "report" / "index.html"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise disk_error(path, error) from None
-    write_atomically(path, page)
-    return path
+    return environment
 
 
-def _view(study: Study) -> StudyView:
+class _Easel:
+    """Draws up to `most` figures and counts the rest."""
+
+    def __init__(self, most: int) -> None:
+        self.most, self.drawn, self.undrawn = most, 0, 0
+
+    def draw(self, jobs: Iterable[Callable[[], Plot | None]]) -> tuple[Plot, ...]:
+        plots = []
+        for job in jobs:
+            if self.drawn >= self.most:
+                self.undrawn += 1
+            elif plot := job():
+                self.drawn += 1
+                plots.append(plot)
+        return tuple(plots)
+
+
+def _view(study: Study, folder: str, easel: _Easel, most_bytes: int) -> StudyView:
     instrument = analysis.check_instrument(study)
     family = analysis.primary_family(study)
-    draw = {"k_curve": figures.k_curve, "m_curve": figures.m_curve, "filler": figures.filler_bars}
+    panels = study.of_kind("variants", "placement", "controls")
+    pairs = tuple(predictions.primary_pairs(study, family))
+    # In the order of their worth: what is drawn last is left out first.
+    parts = tuple(_part(study, panel, easel) for panel in panels)
+    curves = easel.draw(_curve_jobs(study))
+    costs = easel.draw(
+        partial(figures.cost, study, panel, setting)
+        for panel in study.of_kind("variants", "placement")
+        for setting in panel.settings()
+    )
+    training, untrained = _training(study, easel)
     return StudyView(
         study=study,
+        folder=folder,
         instrument=instrument,
         relay=figures.relay_curve(study, instrument) if instrument.points else None,
         family=family,
-        examples=_examples(study, family),
-        variants=tuple(
-            _panel_view(panel, [figures.variant_bars(study, panel, setting) for setting in panel.settings()])
-            for panel in study.of_kind("variants")
-        ),
-        curves=tuple(
-            draw[panel.kind](study, panel, setting) for panel in study.of_kind(*draw) for setting in panel.settings()
-        ),
-        training=_training(study),
+        comparisons=layouts.family_sheet(study, family) if len(family.contrasts) > 1 else None,
+        parts=parts,
+        curves=curves,
+        costs=costs,
+        training=training,
+        untrained=untrained,
+        undrawn=easel.undrawn,
+        pairs=pairs,
+        embedded=predictions.embedded(pairs, most_bytes),
         secondary=tuple(analysis.secondary_contrasts(study)),
-        missing=analysis.missing_line(study),
-        provenance=_provenance(study),
+        missing=missing_cells(study, MOST_ROWS),
+        provenance=provenance(study),
     )
 
 
-def _panel_view(panel: Panel, plots: Sequence[Plot]) -> PanelView:
-    settings = tuple((setting, tuple(panel.scores(setting)), panel.chance(setting)) for setting in panel.settings())
-    return PanelView(panel, settings, tuple(plots))
+def _part(study: Study, panel: Panel, easel: _Easel) -> Part:
+    sheet: Callable[[], Sheet]
+    bars: Callable[[Study, Panel, Setting], Plot]
+    detail = None
+    if panel.kind == "controls":
+        sheet, bars = partial(controls_sheet, study, panel), figures.control_bars
+    elif panel.kind == "placement":
+        sheet, bars = partial(layouts.table2, study, panel), figures.placement_bars
+        detail = layouts.arms_sheet(panel)
+    elif layouts.like_table1(study, panel):
+        sheet, bars = partial(layouts.table1, study, panel), figures.better_bars
+        detail = layouts.arms_sheet(panel)
+    else:
+        sheet, bars = partial(layouts.arms_sheet, panel), figures.variant_bars
+    return Part(sheet(), easel.draw(partial(bars, study, panel, setting) for setting in panel.settings()), detail)
 
 
-def _training(study: Study) -> tuple[Plot, ...]:
+def _curve_jobs(study: Study) -> Iterable[Callable[[], Plot | None]]:
+    for panel in study.of_kind("k_curve", "m_curve", "filler"):
+        for setting in panel.settings():
+            if panel.kind == "m_curve":
+                for k in figures.counts_of(panel, setting):
+                    yield partial(figures.m_curve, study, panel, setting, k)
+            else:
+                draw = figures.k_curve if panel.kind == "k_curve" else figures.filler_bars
+                yield partial(draw, study, panel, setting)
+
+
+def _training(study: Study, easel: _Easel) -> tuple[tuple[Plot, ...], str | None]:
+    """The training curves, or why there are none."""
     panels = study.of_kind("variants")
-    worlds = list(dict.fromkeys(cell.world for panel in panels for cell in panel.cells))
-    plots = [figures.pretraining_curves(study, world) for world in worlds]
-    for panel in panels:
-        single = [setting for setting in panel.settings() if len(setting.worlds) == 1]
-        plots += [figures.finetuning_curves(study, panel, setting) for setting in single]
-    return tuple(plot for plot in plots if plot is not None)
+    settings = [(panel, setting) for panel in panels for setting in panel.settings() if len(setting.worlds) == 1]
+    runs = {cell.result.finetune_run for panel in panels for cell in panel.cells if cell.result}
+    if len(settings) > MOST_TRAINING_SETTINGS or len(runs) > MOST_TRAINING_RUNS:
+        return (), f"Training curves are left out: {len(settings)} settings and {len(runs)} runs are too many to read."
+    worlds = dict.fromkeys(cell.world for panel in panels for cell in panel.cells)
+    jobs: list[Callable[[], Plot | None]] = [partial(figures.pretraining_curves, study, world) for world in worlds]
+    jobs += [partial(figures.finetuning_curves, study, panel, setting) for panel, setting in settings]
+    return easel.draw(jobs), None
 
 
-def _examples(study: Study, family: analysis.Family) -> tuple[Example, ...]:
-    """The first rows of the test set, unselected, from the first seed that both primary arms have."""
-    if not family.contrasts:
-        return ()
-    by_seed = [
-        {(cell.world, cell.seed): cell.name for cell in arm.cells if cell.result}
-        for arm in (family.contrasts[0].control, family.contrasts[0].treatment)
-    ]
-    shared = sorted(by_seed[0].keys() & by_seed[1].keys(), key=lambda key: (key[1], key[0]))
-    if not shared:
-        return ()
-    control, treatment = (
-        read_predictions(study.runs / "evaluate" / names[shared[0]], EXAMPLE_ROWS) for names in by_seed
-    )
-    return tuple(
-        Example(*(str(value) for value in (ours["prefix"], ours["target"], other["prediction"], ours["prediction"])))
-        for ours, other in zip(treatment, control, strict=False)
-        if {"prefix", "target", "prediction"} <= ours.keys()
-        and other.get("prefix") == ours["prefix"]
-        and "prediction" in other
-    )
-
-
-def read_predictions(run: Path, count: int) -> list[dict[str, Any]]:
-    """The first `count` rows of a run's `predictions.jsonl`, in file order; unreadable rows are left out."""
-    rows: list[dict[str, Any]] = []
-    try:
-        with open(run / "predictions.jsonl", encoding="utf-8", errors="replace") as lines:
-            for _, line in zip(range(count), lines, strict=False):
-                try:
-                    row = json.loads(line)
-                except ValueError:
-                    continue
-                if isinstance(row, dict):
-                    rows.append(row)
-    except OSError:
-        pass
-    return rows
-
-
-def _provenance(study: Study) -> Provenance:
-    names = sorted({cell.result.finetune_run for cell in study.cells() if cell.result and cell.result.finetune_run})
-    devices: dict[str, int] = {}
-    versions: dict[str, int] = {}
-    for name in names:
-        manifest = read_if_whole(study.runs / "finetune" / name / "manifest.json")
-        if not isinstance(manifest, dict):
-            continue
-        if manifest.get("device"):
-            device = _inline(manifest["device"])
-            devices[device] = devices.get(device, 0) + 1
-        if manifest.get("versions"):
-            version = _inline(manifest["versions"])
-            versions[version] = versions.get(version, 0) + 1
-    return Provenance(len(names), _counted(devices), _counted(versions))
-
-
-def _inline(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {_inline(value[name])}" for name in sorted(value))
-    return str(value)
-
-
-def _counted(seen: dict[str, int]) -> tuple[str, ...]:
-    if len(seen) < 2:
-        return tuple(seen)
-    return tuple(f"{value} ({count} runs)" for value, count in sorted(seen.items()))
+def _numbers(plot: Plot) -> Sheet:
+    lines = tuple(Line(row[0], row[1:]) for row in plot.rows)
+    return Sheet(plot.title, plot.columns[0], plot.columns[1:], (Group("", lines),), (plot.caption,))

@@ -14,16 +14,18 @@ from rich.table import Table
 from rich.text import Text
 
 from pausebench.results.analysis import (
+    Family,
     check_instrument,
     filler_label,
-    full_label,
-    group_unplanned,
     missing_line,
     pretraining_label,
     primary_family,
 )
-from pausebench.results.collect import load_studies, load_unplanned
-from pausebench.results.statistics import interval, number, plus_minus, summarise
+from pausebench.results.controls import with_references
+from pausebench.results.export import folder_names
+from pausebench.results.layouts import arm_label, short_verdict, treatment_words
+from pausebench.results.page import MOST_ROWS, Other, read_runs
+from pausebench.results.statistics import interval, number, p_value, plus_minus, summarise
 from pausebench.results.study import Panel, Setting, Study
 
 MARKS = {
@@ -37,27 +39,32 @@ MARKS = {
 def print_report(runs: Path, result: str | None, console: Console) -> None:
     """Print every study, or the one named `result`, for a terminal of 80 columns or a pipe.
 
-    Raises BadInput as `load_studies` does.
+    Raises BadInput as `read_runs` does.
     """
-    studies = load_studies(runs, result)
+    print_studies(runs, *read_runs(runs, result), console)
+
+
+def print_studies(runs: Path, studies: Sequence[Study], others: Sequence[Other], console: Console) -> None:
+    """Print studies that are read already, and where the files are."""
     for study in studies:
         _print_study(study, console)
-    others = group_unplanned(load_unplanned(runs, studies)) if result is None else []
     if others:
         table = _table("Other evaluated runs", ("task", "model", "arm"), ("mean ± sd", "n"))
-        for setting, scores, model in others:
+        for setting, scores, model in others[:MOST_ROWS]:
             summary = summarise(list(scores.values.values()))
             table.add_row(
                 *_texts(
                     setting.label,
                     model,
-                    full_label(scores.arm),
+                    arm_label(scores.arm),
                     plus_minus(summary),
                     str(summary.n),
                 )
             )
         console.print(table)
-    console.print(Text(f"page: {runs / 'report' / 'index.html'}"), soft_wrap=True)
+    folders = ", ".join(f"{name}/" for name in folder_names(studies))
+    beside = f"; tables and figures beside it in {folders}" if folders else ""
+    console.print(Text(f"page: {runs / 'report' / 'index.html'}{beside}"), soft_wrap=True)
 
 
 def _print_study(study: Study, console: Console) -> None:
@@ -73,20 +80,23 @@ def _print_study(study: Study, console: Console) -> None:
     console.print(Text(f"\n{head.sentence}"))
     if head.power:
         console.print(Text(head.power, style="dim"))
-    for panel in study.of_kind("variants"):
+    if len(head.contrasts) > 1:
+        console.print(_family_table(head))
+    for panel in study.of_kind("variants", "placement", "controls"):
         second = any(panel.metrics(setting)[1] for setting in panel.settings())
         table = _table(
             panel.title, ("variant",), ("mean ± sd", "n", "95 % interval", "NLL", *(["second"] if second else []))
         )
         for setting in panel.settings():
             table.add_row(Text(setting.label, style="italic"))
-            for scores in panel.scores(setting):
+            arms = with_references(study, panel, setting) if panel.kind == "controls" else panel.scores(setting)
+            for scores in arms:
                 summary = summarise(list(scores.values.values()))
                 nll = summarise(list(scores.nll.values())).mean
                 cells = [plus_minus(summary), str(summary.n), interval(summary.interval), number(nll)]
                 if scores.second:
                     cells.append(number(summarise(list(scores.second.values())).mean))
-                table.add_row(*_texts(f"  {full_label(scores.arm)}", *cells))
+                table.add_row(*_texts(f"  {arm_label(scores.arm)}", *cells))
         console.print(table)
         for setting in panel.settings():
             metric, other = panel.metrics(setting)
@@ -102,6 +112,16 @@ def _print_study(study: Study, console: Console) -> None:
     if missing:
         console.print(Text(missing, style="yellow"), soft_wrap=True)
     console.print()
+
+
+def _family_table(family: Family) -> Table:
+    table = _table("Fixed in advance", ("task", "arm"), ("difference", "95 % interval", "p (Holm)", "verdict"))
+    for contrast in family.contrasts:
+        c = contrast.comparison
+        difference = "missing" if c.difference is None else f"{c.difference:+.3f}"
+        cells = [difference, interval(c.interval, signed=True), p_value(contrast.adjusted_p), short_verdict(contrast)]
+        table.add_row(*_texts(contrast.setting.label, treatment_words(contrast), *cells))
+    return table
 
 
 def _compact(panel: Panel, setting: Setting) -> dict[str, list[str]]:

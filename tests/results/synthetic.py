@@ -21,6 +21,23 @@ PARITY = {
 }
 
 
+# Each task of the paper with its headline and what stands beside it.
+PAPER_METRICS = {
+    "gsm8k": ("final_number", "rouge1"),
+    "squad": ("squad_exact_match", "squad_f1"),
+    "commonsense_qa": ("exact_match", None),
+    "lambada": ("exact_match", None),
+    "web_questions": ("squad_exact_match", "squad_f1"),
+    "natural_questions": ("squad_exact_match", "squad_f1"),
+    "coqa": ("coqa_f1", "coqa_exact_match"),
+    "piqa": ("accuracy", "macro_f1"),
+    "hellaswag": ("accuracy", "macro_f1"),
+}
+PAPER_TASKS = tuple(PAPER_METRICS)
+PAPER_SEEDS = (0, 1, 2, 3, 4)
+FAMILY = {"panel": "variants", "treatment": "PausePT_PauseFT", "control": "StdPT_StdFT"}
+
+
 def cell(task: str, pretraining: str, k: int, seed: int, **more: Any) -> dict[str, Any]:
     """One planned cell with its coordinates; the name follows from them, so panels share cells as in a real plan."""
     variant = ("PausePT" if pretraining == "pause" else "StdPT") + ("_PauseFT" if k else "_StdFT")
@@ -97,6 +114,74 @@ def demo_panels(seeds: Sequence[int]) -> list[dict[str, Any]]:
     ]
 
 
+def paper_cell(task: str, pretraining: str, k: int, seed: int, **more: Any) -> dict[str, Any]:
+    """A cell of the paper's own studies: bidirectional prefix, pauses appended unless `more` says otherwise."""
+    placed = {"placement": "append", "control": ""} | more
+    return cell(task, pretraining, k, seed, **{"world": "hub", "prefix": "bidirectional"} | placed)
+
+
+def paper_variants(
+    seeds: Sequence[int] = PAPER_SEEDS, tasks: Sequence[str] = PAPER_TASKS, counts: Sequence[int] = (0, 10, 50)
+) -> dict[str, Any]:
+    """Table 1's panel: every task, both pretrainings, each K."""
+    cells = [paper_cell(t, p, k, s) for t in tasks for p in ("std", "pause") for k in counts for s in seeds]
+    return {"id": "variants", "kind": "variants", "title": "Four variants", "cells": cells}
+
+
+def paper_panels(name: str, tasks: Sequence[str] = PAPER_TASKS, seeds: Sequence[int] = PAPER_SEEDS) -> list[Any]:
+    """The panels of one of the paper's results, by its name in the plan."""
+    if name in ("table1", "figure3", "figure5"):
+        return [paper_variants(seeds, tasks)]
+    arms: list[dict[str, Any]]
+    if name == "table2":
+        kind, arms = "placement", [
+            {"pretraining": p, "k": 10 if task == "gsm8k" else 50, "placement": placement, "task": task}
+            for task in tasks for p in ("std", "pause") for placement in ("prepend", "append")
+        ]  # fmt: skip
+        arms += [{"pretraining": "std", "k": 0, "task": task} for task in tasks]
+    elif name == "figure4a":
+        kind = "filler"
+        arms = [{"pretraining": "std", "k": 0, "mt": m, "filler": "." if m else "<pause>"} for m in (0, 10, 50)]
+    elif name in ("figure4b", "figure6"):
+        kind = "k_curve"
+        grid = (0, 1, 2, 5, 10, 15, 20, 25, 35, 50)
+        arms = [{"pretraining": p, "k": k} for p in ("std", "pause") for k in grid]
+    elif name in ("figure4c", "figure7"):
+        kind = "m_curve"
+        grids = {10: (0, 1, 2, 5, 8, 10, 12, 15, 20), 50: (0, 2, 5, 10, 25, 40, 50, 60, 75, 100)}
+        arms = [
+            {"pretraining": p, "k": k, "mt": mt} for p in ("std", "pause") for k, grid in grids.items() for mt in grid
+        ]
+    else:
+        kind = "controls"
+        names = (
+            "hidden_pretraining",
+            "hidden_finetuning",
+            "hidden",
+            "one_pause",
+            "shifted",
+            "filler",
+            "layers",
+            "steps",
+        )
+        arms = [{"pretraining": "pause", "k": 10, "control": name} for name in names]
+        arms += [{"pretraining": "std", "k": 0}, {"pretraining": "pause", "k": 10}]
+    cells = [
+        paper_cell(**({"task": task, "seed": seed} | arm))
+        for task in tasks for arm in arms if arm.get("task", task) == task for seed in seeds
+    ]  # fmt: skip
+    return [{"id": kind, "kind": kind, "title": name.capitalize(), "cells": cells}]
+
+
+def paper_score(raw: dict[str, Any]) -> float:
+    """Scores of the right size: easier tasks higher, pauses worth a little with both stages and nothing else."""
+    noise = random.Random(raw["name"])
+    level = 0.08 + 0.07 * PAPER_TASKS.index(raw["task"])
+    both = raw["variant"] == "PausePT_PauseFT" and not raw["control"]
+    gain = (0.05 if both else 0.01) * min(raw["mt"], 10) / 10 - 0.0005 * abs(raw["mt"] - raw["k"])
+    return round(max(0.001, level + gain + noise.gauss(0, 0.008)), 4)
+
+
 def write_study(
     runs: Path,
     panels: list[dict[str, Any]],
@@ -149,13 +234,20 @@ def write_run(runs: Path, raw: dict[str, Any], value: float, **more: Any) -> Pat
     finetune = finetune_name(raw)
     pretrain = None if raw["pretraining"] == "none" else f"{raw['world']}-{raw['pretraining']}-s{raw['seed']}"
     folder = runs / "evaluate" / raw["name"]
+    metric, second = PAPER_METRICS.get(raw["task"], ("exact_match", "token_accuracy"))
+    if raw["task"] == "relay":
+        metric = "token_accuracy"
+    metrics = dict.fromkeys(("exact_match", "token_accuracy"), value)
+    if raw["task"] in PAPER_METRICS:
+        metrics = {metric: value} | ({second: round(1.2 * value, 4)} if second else {})
+        more = {"chance": None, "model": "1b", "inference_flops": 2.7e9 * (200 + raw["mt"])} | more
     result = {
         **{key: raw[key] for key in raw if key != "name"},
         "value": value,
         "stderr": 0.006,
         "n": 2000,
-        "metric": "token_accuracy" if raw["task"] == "relay" else "exact_match",
-        "metrics": {"exact_match": value, "token_accuracy": value},
+        "metric": metric,
+        "metrics": metrics,
         "target_nll": round(1.2 * (1 - value), 3),
         "chance": 0.125 if raw["task"] == "relay" else 0.524,
         "model": "mini",
@@ -190,7 +282,8 @@ def write_run(runs: Path, raw: dict[str, Any], value: float, **more: Any) -> Pat
 
 def finetune_name(raw: dict[str, Any]) -> str:
     """The finetune run behind a cell: cells that differ in M or filler share it."""
-    return f"{raw['task']}-{raw['world']}-{raw['pretraining']}-{raw['prefix']}-k{raw['k']}-s{raw['seed']}"
+    special = "".join(f"-{raw[key]}" for key in ("placement", "control") if raw.get(key) not in (None, "", "append"))
+    return f"{raw['task']}-{raw['world']}-{raw['pretraining']}-{raw['prefix']}-k{raw['k']}-s{raw['seed']}{special}"
 
 
 def write_curve(folder: Path, value: float, steps: int, start: float) -> None:
