@@ -19,6 +19,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from pausebench.groups import TrackingConfig
+from pausebench.results import published
+from pausebench.tasks import TASKS
 from pausebench.training.progress import Progress
 
 CELL = ("variant", "task", "k", "mt", "seed", "placement", "filler")
@@ -141,7 +143,10 @@ def reference(cell: dict[str, Any]) -> float | None:
 
 def published_value(task: str, variant: str, k: int | None) -> float | None:
     """Table 1's figure of the 1B model as a fraction, None where the paper has none."""
-    return None
+    if task not in TASKS:
+        return None
+    found = published.lookup("table1", task, TASKS[task].metrics[0], variant, k or None)
+    return found.mean if found else None
 
 
 def server_url(wandb: Any) -> str:
