@@ -12,6 +12,7 @@ from typing import Any
 
 from pausebench.config import ReproduceConfig
 from pausebench.errors import BadInput
+from pausebench.results.controls import CONTROLS
 
 KINDS = ("bottleneck", "variants", "k_curve", "m_curve", "filler", "placement")
 SWEEPS_M = ("m_curve", "filler")  # the kinds in which M is not K
@@ -27,7 +28,7 @@ class Arm:
 
     finetune, pretrain: overrides of its cells beside those that the other fields say. mt: every M it is scored with,
     each with every one of ``fillers``; None is M = K. control: the name of the control it belongs to, "" for the
-    paper's own. equal_to: the K whose FLOPs the controls ``layers`` and ``steps`` match.
+    paper's own. control_k: the K whose positions or FLOPs a control without pauses matches.
     """
 
     task: str
@@ -40,19 +41,9 @@ class Arm:
     fillers: tuple[str, ...] = ("pause",)
     mt: tuple[int, ...] | None = None
     control: str = ""
-    equal_to: int = 0
+    control_k: int = 0
 
 
-CONTROLS = {
-    "hidden_pretraining": "pauses hidden in pretraining from every position but themselves and the read-out",
-    "hidden_finetuning": "pauses hidden in finetuning and at inference",
-    "hidden": "pauses hidden in both",
-    "one_pause": "K = 1",
-    "shifted": "positions shifted by K, no pauses",
-    "filler": "the text . in the pauses' places",
-    "layers": "no pauses, more layers at equal inference FLOPs",
-    "steps": "no pauses, more finetuning steps at equal training FLOPs",
-}
 HIDDEN = ("pause_visibility=readout",)
 
 
@@ -96,14 +87,14 @@ def control_arms(config: ReproduceConfig, source: Mapping[str, Any]) -> list[Arm
                 found += [replace(named, pretraining=pretraining, k=1) for pretraining in ("std", "pause")]
             elif control == "shifted":
                 found += [
-                    replace(named, pretraining=pretraining, finetune=(*named.finetune, f"shift={k}"))
+                    replace(named, pretraining=pretraining, finetune=(*named.finetune, f"shift={k}"), control_k=k)
                     for pretraining in ("std", "pause")
                     for k in counts
                 ]
             elif control == "filler":
                 found += [replace(named, k=k, finetune=(*named.finetune, "filler=.")) for k in counts]
             else:
-                found += [replace(named, equal_to=k) for k in counts]
+                found += [replace(named, control_k=k) for k in counts]
     return found
 
 

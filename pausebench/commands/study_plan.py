@@ -239,20 +239,21 @@ class _Builder:
                 "prefix": finetuned.prefix.value,
                 "seed": seed,
                 "control": arm.control,
+                "control_k": arm.control_k,
             }
 
     def _at_equal_flops(self, arm: Arm) -> Arm:
-        """An arm without pauses made as dear as with K = ``equal_to``: by layers at inference, by steps in training."""
-        if not arm.equal_to:
+        """The controls ``layers`` and ``steps``: as dear as with K = ``control_k``, at inference or in training."""
+        if arm.control not in ("layers", "steps"):
             return arm
-        plain = self._finetuned(replace(arm, equal_to=0), 0)
+        plain = self._finetuned(arm, study_seeds(self._config)[0])
         config = plain.config
         assert isinstance(config, FinetuneConfig)
         parents = [self._pretrains[folder.name].config for folder in plain.parents]
         lengths, vocab_size = row_lengths(config, length_limit(config, parents)), vocabulary(config)
         if arm.control == "layers":
             layers = equal_flops_layers(
-                config.model, vocab_size, lengths.test_prefix, arm.equal_to, lengths.answer, config.prefix
+                config.model, vocab_size, lengths.test_prefix, arm.control_k, lengths.answer, config.prefix
             )
             more = (f"model.n_layers={layers}",)
             return replace(arm, finetune=(*arm.finetune, *more), pretrain=(*arm.pretrain, *more))
@@ -260,7 +261,7 @@ class _Builder:
             config.model,
             vocab_size,
             lengths.train_prefix,
-            arm.equal_to,
+            arm.control_k,
             lengths.train_target,
             config.train.steps,
             config.prefix,

@@ -141,7 +141,9 @@ def _corrected(contrasts: Sequence[Contrast]) -> tuple[Contrast, ...]:
 
 
 def _highest(contrasts: Sequence[Contrast]) -> int | None:
-    """The place of the highest treatment mean among several K; the plan's first of equals."""
+    """The place of the highest treatment mean among several K; the plan's first of equals. None without a choice."""
+    if len({contrast.treatment.arm.k for contrast in contrasts}) < len(contrasts):
+        return None  # prepended and appended: nobody takes the better of them
     means = {
         place: math.fsum(values.values()) / len(values)
         for place, contrast in enumerate(contrasts)
@@ -154,17 +156,14 @@ def secondary_contrasts(study: Study) -> list[Contrast]:
     """Every other planned comparison, each pair of arms once, with p-values Holm-corrected over all of them."""
     seen = {_identity(contrast) for contrast in primary_family(study).contrasts}
     contrasts = []
-    for panel in study.of_kind("variants", "k_curve", "m_curve", "filler"):
+    for panel in study.of_kind("variants", "placement", "controls", "k_curve", "m_curve", "filler"):
         for setting in panel.settings():
-            arms = panel.scores(setting)
-            for treatment in arms:
-                control = _control(study, panel, setting, arms, treatment.arm)
-                if control is None or control.names == treatment.names:
-                    continue
-                contrast = _contrast(panel, setting, treatment, control)
-                if _identity(contrast) not in seen:
-                    seen.add(_identity(contrast))
-                    contrasts.append(contrast)
+            for treatment in panel.scores(setting):
+                for control in _controls(study, panel, setting, treatment.arm):
+                    contrast = _contrast(panel, setting, treatment, control)
+                    if control.names != treatment.names and _identity(contrast) not in seen:
+                        seen.add(_identity(contrast))
+                        contrasts.append(contrast)
     return list(_corrected(contrasts))
 
 
@@ -184,14 +183,24 @@ def _contrast(panel: Panel, setting: Setting, treatment: Scores, control: Scores
     )
 
 
-def _control(study: Study, panel: Panel, setting: Setting, arms: Sequence[Scores], arm: Arm) -> Scores | None:
-    if panel.kind in ("variants", "k_curve"):
-        for pretraining in ("std", arm.pretraining):
-            for other in arms:
-                if other.arm.k == 0 and other.arm.pretraining == pretraining:
-                    return other
-        return None
-    return as_finetuned(study, panel, setting, arm)
+def _controls(study: Study, panel: Panel, setting: Setting, arm: Arm) -> list[Scores]:
+    """What an arm is compared with: no pauses at all and, by the panel's kind, what differs from it in one thing."""
+    arms = panel.scores(setting)
+    if panel.kind in ("m_curve", "filler"):
+        found = [as_finetuned(study, panel, setting, arm)]
+    else:
+        own = [other for other in arms if not other.arm.control]
+        plain = [other for other in own if other.arm.k == 0]
+        of_kind = {other.arm.pretraining: other for other in reversed(plain)}
+        found = [of_kind.get("std") or of_kind.get(arm.pretraining)]
+        if panel.kind == "placement" and arm.placement == "prepend":
+            same = replace(arm, placement="append")
+            found.append(next((other for other in own if other.arm == same), None))
+        if panel.kind == "controls" and arm.control:
+            full = [other for other in own if other.arm.variant == "PausePT_PauseFT"]
+            of_k = [other for other in full if other.arm.k == (arm.control_k or arm.k)]
+            found.append(next(iter(of_k or full), None))
+    return [other for other in found if other is not None]
 
 
 def as_finetuned(study: Study, panel: Panel, setting: Setting, arm: Arm) -> Scores | None:
@@ -220,12 +229,16 @@ def baseline(study: Study, panel: Panel, setting: Setting) -> Scores | None:
 
 
 def full_label(arm: Arm) -> str:
-    """An arm with everything that may differ: `PausePT_PauseFT K=8 M=4`."""
+    """An arm with everything that may differ: `PausePT_PauseFT K=8 M=4`, `StdPT_StdFT (shifted, K=8)`."""
     parts = [arm.variant]
     if arm.k:
         parts.append(f"K={arm.k}")
     if arm.mt != arm.k:
         parts.append(f"M={arm.mt}" if arm.filler in ("", "<pause>") else f"M={arm.mt} of {arm.filler}")
+    if arm.placement == "prepend":
+        parts[-1] += ", prepended"
+    if arm.control:
+        parts.append(f"({arm.control}, K={arm.control_k})" if arm.control_k else f"({arm.control})")
     return " ".join(parts)
 
 

@@ -156,6 +156,7 @@ def _cell(raw: dict[str, Any], result: Result | None, problem: str | None) -> Ce
         placement=str(raw.get("placement") or "append") if mt else "",
         prefix=str(raw.get("prefix") or ""),
         control=str(raw.get("control") or ""),
+        control_k=int(raw.get("control_k") or 0),
     )
     task, world = str(raw.get("task") or "unknown task"), str(raw.get("world") or "")
     return Cell(str(raw["name"]), task, world, int(raw.get("seed") or 0), arm, result, problem)

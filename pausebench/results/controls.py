@@ -5,12 +5,11 @@ Invariant: a control is compared within its own setting, with the references of 
 
 from __future__ import annotations
 
-from pausebench.results.analysis import baseline
+from pausebench.results.analysis import baseline, full_label
 from pausebench.results.layouts import (
     Group,
     Line,
     Sheet,
-    arm_label,
     difference_text,
     flops,
     interval_text,
@@ -22,14 +21,14 @@ from pausebench.results.study import Panel, Scores, Setting, Study
 
 REFERENCES = ("PausePT_PauseFT", "StdPT_StdFT")
 CONTROLS = {
-    "hidden_pretraining": "in pretraining no other token may look at the pauses",
-    "hidden_finetuning": "in finetuning only the pauses and the read-out may look at the pauses",
-    "hidden": "pauses hidden in pretraining and in finetuning",
-    "one_pause": "one pause instead of K",
+    "hidden_pretraining": "pauses hidden in pretraining from every position but themselves and the read-out",
+    "hidden_finetuning": "pauses hidden so in finetuning and at inference",
+    "hidden": "pauses hidden in both",
+    "one_pause": "K = 1",
     "shifted": "no pauses, the answer's positions moved on by K",
-    "filler": "an ordinary token repeated in the place of the pauses",
-    "layers": "no pauses, more layers instead",
-    "steps": "no pauses, more training steps instead",
+    "filler": "the text . in the pauses' places, in finetuning and at inference",
+    "layers": "no pauses, more layers, pretrained with them, at equal inference FLOPs",
+    "steps": "no pauses, more finetuning steps at equal training FLOPs",
 }
 
 
@@ -43,12 +42,16 @@ def controls_sheet(study: Study, panel: Panel) -> Sheet:
         for scores in arms:
             against = [next((arm for arm in arms if is_reference(arm, name)), None) for name in REFERENCES]
             cells = [ours_text(scores, setting, None), *(_against(scores, other) for other in against)]
-            lines.append(Line(arm_label(scores.arm), (*cells, flops(scores.inference_flops))))
+            lines.append(Line(full_label(scores.arm), (*cells, flops(scores.inference_flops))))
         metric, _ = panel.metrics(setting)
         groups.append(Group(metric_title(setting, metric, False), tuple(lines)))
     seen = dict.fromkeys(cell.arm.control for cell in panel.cells if cell.arm.control)
     told = "; ".join(f"{name}: {CONTROLS[name]}" for name in seen if name in CONTROLS)
-    notes = ("Differences are control − reference, paired over seeds, with their 95 % interval, not corrected.", told)
+    notes = (
+        "Differences are control − reference, paired over seeds, with their 95 % interval; corrected p-values are among "
+        "the secondary comparisons.",
+        told,
+    )
     return Sheet(f"{panel.title}: controls", "arm", columns, tuple(groups), notes)
 
 

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from pausebench.results import published
-from pausebench.results.analysis import Contrast, Family
+from pausebench.results.analysis import Contrast, Family, full_label
 from pausebench.results.canvas import Drawing
-from pausebench.results.layouts import Sheet, arm_label, metric_values, published_difference
+from pausebench.results.layouts import Sheet, metric_values, published_difference
 from pausebench.results.run_folder import disk_error, write_atomically
 from pausebench.results.statistics import summarise
 from pausebench.results.study import Panel, Scores, Setting, Study
@@ -192,7 +192,7 @@ def comparisons_csv(study: Study, family: Family, secondary: Sequence[Contrast])
             c = contrast.comparison
             low, high = c.interval or (None, None)
             where = [contrast.panel, contrast.setting.task, "+".join(contrast.setting.worlds)]
-            sides = [arm_label(contrast.treatment.arm), arm_label(contrast.control.arm)]
+            sides = [full_label(contrast.treatment.arm), full_label(contrast.control.arm)]
             tested = [c.n, c.difference, low, high, c.p, contrast.adjusted_p, c.effect_size, c.smallest_detectable]
             rows.append([name, *where, *sides, *tested, published_difference(study, contrast)])
     return _csv([list(COMPARISON_COLUMNS), *rows])

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pausebench.results import published
-from pausebench.results.analysis import InstrumentCheck, filler_label, pretraining_label
+from pausebench.results.analysis import InstrumentCheck, filler_label, full_label, pretraining_label
 from pausebench.results.canvas import LOOKS, draw, look_of
 from pausebench.results.collect import finite
 from pausebench.results.controls import with_references
@@ -24,7 +24,7 @@ from pausebench.results.drawing import (
     draw_training,
     spoken,
 )
-from pausebench.results.layouts import arm_label, better_arms, placed_label
+from pausebench.results.layouts import better_arms, placed_label
 from pausebench.results.published import Published
 from pausebench.results.run_folder import read_metrics
 from pausebench.results.statistics import plus_minus
@@ -40,14 +40,14 @@ BARS = "Bars: mean over seeds. Lines: 95 % interval. Dots: single seeds."
 def variant_bars(study: Study, panel: Panel, setting: Setting) -> Plot:
     """Bars of the arms' means with 95 % intervals, single seeds as dots, and the chance line where it is known."""
     arms = panel.scores(setting)
-    labels = [arm_label(scores.arm) for scores in arms]
+    labels = [full_label(scores.arm) for scores in arms]
     return _bars(study, panel, setting, setting.label, BARS, arms, labels)
 
 
 def better_bars(study: Study, panel: Panel, setting: Setting) -> Plot:
     """Figures 3 and 5: a bar a variant at its better K, the published bars beside."""
     arms, chosen = better_arms(panel.scores(setting))
-    labels = [arm_label(scores.arm) for scores in arms]
+    labels = [full_label(scores.arm) for scores in arms]
     caption = f"{f'PauseFT: {chosen}. ' if chosen else ''}{BARS}"
     return _bars(
         study, panel, setting, setting.label, caption, arms, labels, _printed_at_better_k(study, panel, setting, arms)
@@ -66,7 +66,7 @@ def placement_bars(study: Study, panel: Panel, setting: Setting) -> Plot:
 def control_bars(study: Study, panel: Panel, setting: Setting) -> Plot:
     """Bars of the full method, the baseline, and every control."""
     arms = with_references(study, panel, setting)
-    labels = [scores.arm.control or arm_label(scores.arm) for scores in arms]
+    labels = [scores.arm.control or full_label(scores.arm) for scores in arms]
     caption = f"What is left of the gain when one part of the method is taken away? {BARS}"
     return _bars(study, panel, setting, f"{panel.title} · {setting.label}", caption, arms, labels)
 
@@ -77,7 +77,7 @@ def cost(study: Study, panel: Panel, setting: Setting) -> Plot | None:
     caption = "Up is better, left is cheaper. Lines: 95 % interval over seeds."
     title = f"Score against cost · {setting.label}"
     identifier = f"{study.result}-{panel.id}-cost-{setting.label}"
-    return draw_cost(identifier, title, caption, arms, [arm_label(scores.arm) for scores in arms])
+    return draw_cost(identifier, title, caption, arms, [full_label(scores.arm) for scores in arms])
 
 
 def filler_bars(study: Study, panel: Panel, setting: Setting) -> Plot:
@@ -171,7 +171,7 @@ def _printed_at_better_k(
 def finetuning_curves(study: Study, panel: Panel, setting: Setting) -> Plot | None:
     """Finetuning loss against step by variant, from the finetune runs of a variants panel; None without any curve."""
     groups = {
-        arm_label(scores.arm): (look_of(scores.arm.variant), _curves(_runs_of(scores, study.runs, setting)))
+        full_label(scores.arm): (look_of(scores.arm.variant), _curves(_runs_of(scores, study.runs, setting)))
         for scores in panel.scores(setting)
     }
     caption = "Thick: mean over seeds. Thin: single seeds. Loss over the answer alone, nats a token."

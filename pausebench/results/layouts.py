@@ -61,17 +61,9 @@ class Sheet:
         return all(len(line.head) <= 22 for group in self.groups for line in group.lines)
 
 
-def arm_label(arm: Arm) -> str:
-    """An arm with everything that may differ, its placement and its control included."""
-    label = full_label(arm)
-    if arm.placement == "prepend" and "prepend" not in label:
-        label += ", prepended"
-    return f"{label} ({arm.control})" if arm.control and arm.control not in label else label
-
-
 def whole_label(arm: Arm) -> str:
-    """`arm_label` with the prefix's attention as well."""
-    return f"{arm_label(arm)}, {arm.prefix} prefix"
+    """`full_label` with the prefix's attention as well."""
+    return f"{full_label(arm)}, {arm.prefix} prefix"
 
 
 def like_table1(study: Study, panel: Panel) -> bool:
@@ -83,7 +75,7 @@ def like_table1(study: Study, panel: Panel) -> bool:
 
 def table1(study: Study, panel: Panel) -> Sheet:
     """Variants and their K as columns; for each task and metric our line, the published one, and the cost."""
-    return _arms_as_columns(study, panel, f"{panel.title}: every variant and K", arm_label)
+    return _arms_as_columns(study, panel, f"{panel.title}: every variant and K", full_label)
 
 
 def table2(study: Study, panel: Panel) -> Sheet:
@@ -242,7 +234,7 @@ def _family_line(study: Study, contrast: Contrast) -> Line:
 def treatment_words(contrast: Contrast) -> str:
     """What tells a treatment from the other treatments of its family: `K=10`, `K=50, prepended`."""
     arm = contrast.treatment.arm
-    return arm_label(arm).removeprefix(arm.variant).strip() or arm.variant
+    return full_label(arm).removeprefix(arm.variant).strip() or arm.variant
 
 
 def published_difference(study: Study, contrast: Contrast) -> float | None:
@@ -280,7 +272,7 @@ def arms_sheet(panel: Panel) -> Sheet:
             summary = summarise(list(scores.values.values()))
             lines.append(
                 Line(
-                    arm_label(scores.arm),
+                    full_label(scores.arm),
                     (
                         plus_minus(summary),
                         f"{summary.n}{f' ({scores.missing} missing)' if scores.missing else ''}",

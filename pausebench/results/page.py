@@ -153,7 +153,7 @@ def _environment() -> Any:
         plus_minus=statistics.plus_minus,
         interval=statistics.interval,
         p_value=statistics.p_value,
-        label=layouts.arm_label,
+        label=analysis.full_label,
         capfirst=lambda text: text[:1].upper() + text[1:],
         summary=lambda values: statistics.summarise(list(values.values())),
         markup=report_extra("markupsafe").Markup,

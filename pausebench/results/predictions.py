@@ -13,8 +13,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from pausebench.results.analysis import Contrast, Family
-from pausebench.results.layouts import arm_label, treatment_words
+from pausebench.results.analysis import Contrast, Family, full_label
+from pausebench.results.layouts import treatment_words
 from pausebench.results.study import Cell, Study
 
 ROWS_A_PAIR = 200
@@ -110,8 +110,8 @@ def _pair(
     return Pair(
         group=f"{place} · {treatment_words(contrast)}",
         seed=control.seed,
-        control=arm_label(control.arm),
-        treatment=arm_label(treatment.arm),
+        control=full_label(control.arm),
+        treatment=full_label(treatment.arm),
         total=treatment.result.n if treatment.result else None,
         texts=tuple(texts),
         answers=tuple(answers),

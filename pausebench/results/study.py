@@ -46,7 +46,8 @@ class Result:
 class Arm:
     """Everything that tells two cells of a panel apart except the world and the seed.
 
-    control: the name of the control that a cell belongs to (`commands.study_plan`), "" for the paper's own variants.
+    control: the name of the control that a cell belongs to (`results.controls`), "" for the paper's own variants.
+    control_k: the K whose positions or FLOPs a control without pauses matches.
     """
 
     pretraining: str
@@ -57,6 +58,7 @@ class Arm:
     placement: str
     prefix: str
     control: str = ""
+    control_k: int = 0
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,14 @@ from pausebench.results.analysis import (
     Family,
     check_instrument,
     filler_label,
+    full_label,
     missing_line,
     pretraining_label,
     primary_family,
 )
 from pausebench.results.controls import with_references
 from pausebench.results.export import folder_names
-from pausebench.results.layouts import arm_label, short_verdict, treatment_words
+from pausebench.results.layouts import short_verdict, treatment_words
 from pausebench.results.page import MOST_ROWS, Other, read_runs
 from pausebench.results.statistics import interval, number, p_value, plus_minus, summarise
 from pausebench.results.study import Panel, Setting, Study
@@ -56,7 +57,7 @@ def print_studies(runs: Path, studies: Sequence[Study], others: Sequence[Other],
                 *_texts(
                     setting.label,
                     model,
-                    arm_label(scores.arm),
+                    full_label(scores.arm),
                     plus_minus(summary),
                     str(summary.n),
                 )
@@ -96,7 +97,7 @@ def _print_study(study: Study, console: Console) -> None:
                 cells = [plus_minus(summary), str(summary.n), interval(summary.interval), number(nll)]
                 if scores.second:
                     cells.append(number(summarise(list(scores.second.values())).mean))
-                table.add_row(*_texts(f"  {arm_label(scores.arm)}", *cells))
+                table.add_row(*_texts(f"  {full_label(scores.arm)}", *cells))
         console.print(table)
         for setting in panel.settings():
             metric, other = panel.metrics(setting)
