@@ -92,9 +92,8 @@ def draw(identifier: str, label: str, height_inches: float, paint: Callable[[Axe
         figure.set_layout_engine("none")
         figure.set_dpi(PNG_DOTS_PER_INCH)
         figure.patch.set(visible=True, facecolor=PAPER)
-        report_extra("matplotlib.backends.backend_agg").FigureCanvasAgg(figure).print_png(
-            png, metadata={"Software": None}
-        )
+        canvas = report_extra("matplotlib.backends.backend_agg").FigureCanvasAgg(figure)
+        canvas.print_png(png, metadata={"Software": None})
     slug = re.sub(r"[^a-z0-9]+", "-", identifier.lower()).strip("-")
     return Drawing(slug, _themed(svg.getvalue(), slug, label), _standalone(svg.getvalue(), label), png.getvalue())
 

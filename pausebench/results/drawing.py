@@ -210,8 +210,12 @@ def draw_training(
         rows.append((name, number(summarise(ends).mean), str(max(max(curve) for curve in members)), str(len(members))))
 
     def paint(axes: Axes) -> None:
+        drawn: list[Look] = []
         for name, members in curves.items():
             look = groups[name][0]
+            # Two K of one variant share its look; the second has hollow marks.
+            fill = PAPER if look in drawn else look.color
+            drawn.append(look)
             for curve in members:
                 axes.plot(*_thinned(curve), color=look.color, linewidth=0.6, alpha=0.45)
             shared = sorted(set(members[0]).intersection(*members[1:]))
@@ -221,7 +225,7 @@ def draw_training(
                 every = max(1, len(steps) // 6)
                 axes.plot(
                     steps, losses, color=look.color, linewidth=1.8, linestyle=look.dash, label=name,
-                    marker=look.marker, markersize=4, markevery=every,
+                    marker=look.marker, markersize=5, markerfacecolor=fill, markevery=every,
                 )  # fmt: skip
         axes.set(xlabel="step", ylabel="loss")
         _legend(axes)
