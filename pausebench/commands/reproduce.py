@@ -26,9 +26,9 @@ from pausebench.commands.study_plan import Cell, Cells, Plan, as_commands, build
 from pausebench.config import ReproduceConfig
 from pausebench.errors import Interrupted, PausebenchError, RunFailed
 from pausebench.groups import Source, plain
-from pausebench.results.page import write_report
+from pausebench.results.page import read_runs, write_page
 from pausebench.results.run_folder import RunFolder, read_json, run_name, write_json
-from pausebench.results.tables import print_report
+from pausebench.results.tables import print_studies
 from pausebench.training import checkpoint, stop
 
 console = Console(stderr=True, highlight=False)
@@ -58,8 +58,11 @@ def run(config: ReproduceConfig, cells: Cells) -> dict[str, Any]:
     done = [cell for cell in plan.cells() if cell.done()]
     logs = {cell.name: _log(cell, errors.get(cell.name), folder, config.runs) for cell in plan.cells()}
     if done:
-        write_report(Path(config.runs))
-        print_report(Path(config.runs), folder.name, Console(highlight=False))
+        root = Path(config.runs)
+        studies, others = read_runs(root, None)
+        write_page(root, studies, others)
+        own = [study for study in studies if study.result == folder.name]
+        print_studies(root, own, [], Console(highlight=False))
     if errors:
         listed = "\n".join(f"  {name}: {_said(error)}\n    log: {logs[name]}" for name, error in errors.items())
         raise RunFailed(

@@ -48,8 +48,8 @@ def controls_sheet(study: Study, panel: Panel) -> Sheet:
     seen = dict.fromkeys(cell.arm.control for cell in panel.cells if cell.arm.control)
     told = "; ".join(f"{name}: {CONTROLS[name]}" for name in seen if name in CONTROLS)
     notes = (
-        "Differences are control − reference, paired over seeds, with their 95 % interval; corrected p-values are among "
-        "the secondary comparisons.",
+        "Differences are control − reference, paired over seeds, with their 95 % interval; their corrected p-values "
+        "are among the secondary comparisons.",
         told,
     )
     return Sheet(f"{panel.title}: controls", "arm", columns, tuple(groups), notes)

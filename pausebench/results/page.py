@@ -83,23 +83,20 @@ class StudyView:
         return found + [_numbers(plot) for plot in (*self.curves, *self.costs)]
 
 
-def write_report(runs: Path, result: str | None = None) -> Path:
-    """Read the run folders under `runs` and write the report; returns the path of its page.
-
-    `result` selects one study; without it every study is shown, and the evaluated runs outside any plan.
-    Raises BadInput when there is nothing to report, RunFailed when the disk does not take a file.
-    """
-    return write_page(runs, *read_runs(runs, result))
-
-
 def read_runs(runs: Path, result: str | None) -> tuple[list[Study], list[Other]]:
-    """The studies, and the evaluated runs outside any plan unless one study is selected. Raises as `load_studies`."""
+    """The studies under `runs`, or the one named `result`; in the first case also the evaluated runs outside any plan.
+
+    Raises BadInput when there is nothing to report.
+    """
     studies = load_studies(runs, result)
     return studies, analysis.group_unplanned(load_unplanned(runs, studies)) if result is None else []
 
 
 def write_page(runs: Path, studies: Sequence[Study], others: Sequence[Other]) -> Path:
-    """Write `runs/report/index.html` and a folder of exports for each study; each file in one step."""
+    """Write `runs/report/index.html` and a folder of exports for each study; each file in one step.
+
+    Returns the path of the page. Raises RunFailed when the disk does not take a file.
+    """
     each = min(MOST_FIGURES_A_STUDY, max(FEWEST_FIGURES_A_STUDY, MOST_FIGURES // max(1, len(studies))))
     most_bytes = min(predictions.MOST_BYTES, predictions.MOST_BYTES_A_PAGE // max(1, len(studies)))
     names = export.folder_names(studies)

@@ -25,7 +25,7 @@ from pausebench.results.analysis import (
 from pausebench.results.controls import with_references
 from pausebench.results.export import folder_names
 from pausebench.results.layouts import short_verdict, treatment_words
-from pausebench.results.page import MOST_ROWS, Other, read_runs
+from pausebench.results.page import MOST_ROWS, Other
 from pausebench.results.statistics import interval, number, p_value, plus_minus, summarise
 from pausebench.results.study import Panel, Setting, Study
 
@@ -37,16 +37,8 @@ MARKS = {
 }
 
 
-def print_report(runs: Path, result: str | None, console: Console) -> None:
-    """Print every study, or the one named `result`, for a terminal of 80 columns or a pipe.
-
-    Raises BadInput as `read_runs` does.
-    """
-    print_studies(runs, *read_runs(runs, result), console)
-
-
 def print_studies(runs: Path, studies: Sequence[Study], others: Sequence[Other], console: Console) -> None:
-    """Print studies that are read already, and where the files are."""
+    """Print studies for a terminal of 80 columns or a pipe, and where the files are."""
     for study in studies:
         _print_study(study, console)
     if others:

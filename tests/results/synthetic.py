@@ -9,6 +9,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
+from pausebench.results.page import read_runs, write_page
+from pausebench.results.tables import print_studies
+
 Score = Callable[[dict[str, Any]], float | None]
 
 VARIANTS = ("StdPT_StdFT", "StdPT_PauseFT", "PausePT_StdFT", "PausePT_PauseFT")
@@ -319,3 +324,13 @@ def realistic(raw: dict[str, Any]) -> float:
     if raw["mt"] != raw["k"]:
         mean -= 0.035 * abs(raw["mt"] - raw["k"])
     return round(min(1.0, max(0.45, noise.gauss(mean, deviation))), 4)
+
+
+def write_report(runs: Path, result: str | None = None) -> Path:
+    """The page of a folder of runs, written; its path."""
+    return write_page(runs, *read_runs(runs, result))
+
+
+def print_report(runs: Path, result: str | None, console: Console) -> None:
+    """The terminal report of a folder of runs."""
+    print_studies(runs, *read_runs(runs, result), console)

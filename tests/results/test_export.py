@@ -9,11 +9,11 @@ from xml.etree import ElementTree
 
 import pytest
 import synthetic
+from synthetic import write_report
 
 from pausebench.results.collect import load_studies
 from pausebench.results.export import _csv_cell, as_csv, as_latex, as_markdown, folder_names, latex, markdown
 from pausebench.results.layouts import Group, Line, Sheet, table1
-from pausebench.results.page import write_report
 
 TASKS = ("gsm8k", "piqa")
 SEEDS = (0, 1, 2)

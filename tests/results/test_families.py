@@ -15,13 +15,12 @@ import planted
 import pytest
 import synthetic
 from rich.console import Console
+from synthetic import print_report, write_report
 
 from pausebench.results import collect
 from pausebench.results.analysis import Family, primary_family, secondary_contrasts
 from pausebench.results.collect import load_studies
-from pausebench.results.page import write_report
 from pausebench.results.run_folder import write_atomically
-from pausebench.results.tables import print_report
 
 NOISE = (0.0, 0.004, -0.005, 0.003, -0.002)
 

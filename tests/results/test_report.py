@@ -17,13 +17,12 @@ from typing import Any
 import pytest
 import synthetic
 from rich.console import Console
+from synthetic import print_report, write_report
 
 from pausebench.errors import BadInput, RunFailed
 from pausebench.results.analysis import check_instrument, primary_family, secondary_contrasts
 from pausebench.results.collect import load_studies
 from pausebench.results.figures import read_curve
-from pausebench.results.page import write_report
-from pausebench.results.tables import print_report
 
 SEEDS = (0, 1, 2)
 VOID = {"meta", "br", "wbr", "input", "path", "use", "rect", "circle"}
@@ -287,8 +286,10 @@ def test_the_report_needs_neither_torch_nor_hydra(tmp_path: Path) -> None:
     demo(tmp_path)
     code = (
         "import sys; from pathlib import Path; from rich.console import Console\n"
-        "from pausebench.results.page import write_report\nfrom pausebench.results.tables import print_report\n"
-        f"runs = Path({str(tmp_path)!r}); write_report(runs); print_report(runs, None, Console())\n"
+        "from pausebench.results.page import read_runs, write_page\n"
+        "from pausebench.results.tables import print_studies\n"
+        f"runs = Path({str(tmp_path)!r}); studies, others = read_runs(runs, None)\n"
+        "write_page(runs, studies, others); print_studies(runs, studies, others, Console())\n"
         "assert not {'torch', 'hydra', 'omegaconf', 'pausebench.training'} & sys.modules.keys()\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
