@@ -42,12 +42,13 @@ EXAMPLES = {
     ),
     "reproduce": (
         "pausebench reproduce result=demo",
+        "pausebench reproduce result=table1 model=tiny task=[squad,gsm8k] seeds=3",
         "pausebench reproduce result=miniature seeds=2 dry_run=true",
         "pausebench reproduce result=text model=small data=files data.root=DIR tokenizer=bpe",
     ),
     "plan": (
-        "pausebench plan result=text model=1b data=hub gpu=h100 gpus=8",
-        "pausebench plan result=text model=130m data=hub gpu=a100 mfu=0.3 seeds=1",
+        "pausebench plan result=table1 gpu=h100 gpus=8",
+        "pausebench plan result=table1 model=130m gpu=a100 mfu=0.3 seeds=1",
         "pausebench plan result=demo gpu=cpu gpus=2",
     ),
     "sync": ("pausebench sync dry_run=true", "pausebench sync runs=runs"),

@@ -1,11 +1,13 @@
 """What each published result plans, and how the lists of ``reproduce`` narrow and widen it."""
 
 import re
+from pathlib import Path
 
 import pytest
 
 from pausebench import cli
 from pausebench.help import choices
+from pausebench.results.collect import load_studies
 
 PAPER = ("table1", "table2", "figure3", "figure4a", "figure4b", "figure4c", "figure5", "figure6", "figure7")
 NINE = {
@@ -141,3 +143,48 @@ def test_overrides_of_the_finetuning_leave_its_parents_alone(capsys: pytest.Capt
     assert shorter["pretrain"] == usual["pretrain"]
     assert {c["train.steps"] for c in shorter["finetune"]} == {"5"}
     assert not {c["run"] for c in shorter["evaluate"]} & {c["run"] for c in usual["evaluate"]}
+
+
+def test_each_control_changes_what_it_says_and_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
+    few = ("result=table1", "model=tiny", "task=squad", "seeds=1", "k=10")
+    every = "hidden_pretraining,hidden_finetuning,hidden,one_pause,shifted,filler,layers,steps"
+    usual, cells = planned(capsys, *few), planned(capsys, *few, f"controls=[{every}]")
+    plain = {"pause", "seed", "model", "data", "tokenizer", "tokenizer.vocab_size"}
+    added = [{k: v for k, v in c.items() if k not in plain - {"pause"}} for c in cells["pretrain"]]
+    assert [c for c in added if len(c) > 1] == [
+        {"pause": "on", "pause_visibility": "readout"},
+        {"pause": "off", "model.n_layers": "5"},
+    ]
+    more = [c for c in cells["finetune"] if c not in usual["finetune"]]
+    shown = ("pretraining", "k", "pause_visibility", "shift", "filler", "model.n_layers")
+    hidden_parents = [c for c in more if "PausePT" in c.get("init", "")]
+    assert [c.get("pause_visibility") for c in hidden_parents] == [None, "readout"]
+    assert [tuple(c.get(name) for name in shown) for c in more if "init" not in c and "train.steps" not in c] == [
+        ("std", "1", None, None, None, None),
+        ("pause", "1", None, None, None, None),
+        ("pause", "10", "readout", None, None, None),
+        ("std", "0", None, "10", None, None),
+        ("pause", "0", None, "10", None, None),
+        ("std", "10", None, None, ".", None),
+    ]
+    (deeper,) = (c for c in more if "StdPT" in c.get("init", ""))
+    assert (deeper["k"], deeper["model.n_layers"]) == ("0", "5")
+    (longer,) = (c for c in more if "train.steps" in c)
+    assert longer["k"] == "0" and 800 < int(longer["train.steps"]) < 1200
+
+
+def test_controls_of_two_k_stay_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Positions shifted by 4 and by 8 are both K = 0; the report must not take them for seeds of one arm."""
+    study = ("result=demo", "k=[4,8]", "seeds=1", "controls=[shifted]", f"runs={tmp_path}")
+    tiny = 'overrides=["train.steps=2","train.batch_size=4"]'
+    assert cli.run(["reproduce", *study, tiny, "limit=4", "hydra/launcher=basic"]) == 0
+    capsys.readouterr()
+    (panel,) = (panel for panel in load_studies(tmp_path)[0].panels if panel.kind == "controls")
+    setting = panel.settings()[0]
+    shifted = [scores for scores in panel.scores(setting) if scores.arm.control]
+    assert sorted((s.arm.pretraining, s.arm.control_k, len(s.cells)) for s in shifted) == [
+        ("pause", 4, 1),
+        ("pause", 8, 1),
+        ("std", 4, 1),
+        ("std", 8, 1),
+    ]
