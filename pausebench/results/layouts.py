@@ -190,15 +190,13 @@ def family_sheet(study: Study, family: Family) -> Sheet | None:
     """Every comparison fixed in advance with its published counterpart, then the best K of each task, so labelled."""
     if not family.contrasts:
         return None
-    columns = ("n", "difference", "95 % interval", "p (Holm)", "d_z", "verdict", "published difference")
+    columns = ("n", "difference", "95 % interval", "p (Holm)", "d_z, 95 % interval", "verdict", "published difference")
     size = len(family.contrasts)
     fixed = f"Fixed in advance: {size} comparison{'' if size == 1 else 's'}"
     groups = [Group(fixed, tuple(_family_line(study, contrast) for contrast in family.contrasts))]
     if family.best:
-        arms = list(dict.fromkeys(treatment_words(contrast) for contrast in family.contrasts))
-        words = " | ".join(arms) if len(arms) <= 3 else f"{len(arms)} arms"
         lines = tuple(_family_line(study, contrast) for contrast in family.best)
-        groups.append(Group(f"Selection on the test set: the best of {words} for each task", lines))
+        groups.append(Group(f"For each task the {family.best[0].selection}", lines))
     notes = [
         f"Differences are treatment − control, paired over seeds; p is Holm's over all {size}, missing ones counted, "
         f"and decides the verdict at {ALPHA:.2f}. The intervals are not widened. d_z: mean over deviation."
@@ -224,7 +222,7 @@ def _family_line(study: Study, contrast: Contrast) -> Line:
             difference_text(c),
             interval_text(c),
             p_value(contrast.adjusted_p),
-            number(c.effect_size, 2),
+            effect_text(c),
             short_verdict(contrast),
             _signed(published_difference(study, contrast)),
         ),
@@ -250,16 +248,16 @@ def published_difference(study: Study, contrast: Contrast) -> float | None:
 
 def short_verdict(contrast: Contrast) -> str:
     """One or two words on the corrected comparison."""
-    c, p = contrast.comparison, contrast.adjusted_p
+    c = contrast.comparison
     if c.difference is None:
         return MISSING
     if c.identical:
         return "identical"
     if c.n == 1:
         return "one seed"
-    if p is None:
+    if contrast.adjusted_p is None:
         return "no spread"
-    return "not settled" if p >= ALPHA else "higher" if c.difference > 0 else "lower"
+    return {1: "higher", -1: "lower", 0: "not settled"}[contrast.direction]
 
 
 def arms_sheet(panel: Panel) -> Sheet:
@@ -310,6 +308,13 @@ def _signed(value: float | None) -> str:
 def difference_text(c: Comparison) -> str:
     """The difference of a comparison, or the word for why there is none."""
     return MISSING if c.difference is None else "identical" if c.identical else _signed(c.difference)
+
+
+def effect_text(c: Comparison) -> str:
+    """Cohen's d_z and its interval: `1.20 [-0.31, 2.61]`."""
+    if c.effect_size is None or c.effect_interval is None:
+        return "-"
+    return f"{c.effect_size:.2f} [{c.effect_interval[0]:.2f}, {c.effect_interval[1]:.2f}]"
 
 
 def interval_text(c: Comparison) -> str:

@@ -149,6 +149,7 @@ def _environment() -> Any:
         number=statistics.number,
         plus_minus=statistics.plus_minus,
         interval=statistics.interval,
+        effect=layouts.effect_text,
         p_value=statistics.p_value,
         label=analysis.full_label,
         capfirst=lambda text: text[:1].upper() + text[1:],
