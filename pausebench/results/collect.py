@@ -178,6 +178,7 @@ def _result(raw: dict[str, Any]) -> tuple[Result | None, str | None]:
             target_nll=finite(raw.get("target_nll")),
             inference_flops=finite(raw.get("inference_flops")),
             chance=finite(raw.get("chance")),
+            data=str(raw.get("data") or ""),
             model=str(raw.get("model") or ""),
             finetune_run=raw.get("finetune_run"),
             pretrain_run=raw.get("pretrain_run"),

@@ -122,7 +122,7 @@ def _arms_as_columns(
         "Ours: mean ± deviation over seeds (seeds; 4/5 where one of five is missing). FLOPs an answer: at inference."
     ]
     if study.published:
-        notes.append(published.beside(study.published, study.models()))
+        notes.append(published.beside(study.published, study.models(), study.generated()))
     else:
         notes.append("The paper prints no figures for this study, so none stand beside ours.")
     return Sheet(title, "task and metric", tuple(columns), tuple(groups), tuple(notes))

@@ -83,9 +83,14 @@ def of_arm(table: str | None, task: str, metric: str | None, arm: Arm) -> Publis
     return lookup(table, task, metric, arm.variant, column if arm.k else None)
 
 
-def beside(table: str, models: Sequence[str]) -> str:
-    """What has to be said of a table's published figures next to runs of these models."""
+def beside(table: str, models: Sequence[str], generated: bool) -> str:
+    """What has to be said of a table's published figures next to runs of these models.
+
+    generated: whether some of our rows come from an embedded world.
+    """
     ours = f"; ours is {', '.join(models)}" if models and list(models) != ["1b"] else ""
+    if generated:
+        ours += ", on generated rows, which are not the published test sets"
     words = (
         f"Published: Goyal et al., ICLR 2024, the 1B model, mean ± deviation over 5 finetuning seeds{ours}. "
         "PIQA and HellaSwag are published as F1 and stand beside our accuracy."

@@ -31,6 +31,7 @@ class Result:
     target_nll: float | None
     inference_flops: float | None
     chance: float | None
+    data: str
     model: str
     finetune_run: str | None
     pretrain_run: str | None
@@ -270,6 +271,10 @@ class Study:
     def models(self) -> list[str]:
         """The models of the finished runs."""
         return sorted({cell.result.model for cell in self.cells() if cell.result and cell.result.model})
+
+    def generated(self) -> bool:
+        """Whether any finished run was scored on rows of an embedded world."""
+        return any(cell.result.data == "embedded" for cell in self.cells() if cell.result)
 
     def missing(self) -> list[Cell]:
         """The cells that have no result yet."""

@@ -71,6 +71,15 @@ def test_a_smaller_model_is_told_beside_the_published_figures(tmp_path: Path) ->
     assert any("ours is 130m" in note for note in table1(study, study.panels[0]).notes)
 
 
+def test_generated_rows_are_told_beside_the_published_figures(tmp_path: Path) -> None:
+    study = study_of(tmp_path, "table1")
+    assert not any("generated" in note for note in table1(study, study.panels[0]).notes)
+    path = next(tmp_path.glob("evaluate/*/result.json"))
+    path.write_text(path.read_text().replace('"model": "1b"', '"model": "1b", "data": "embedded"'))
+    study = load_studies(tmp_path)[0]
+    assert any("generated rows, which are not the published" in note for note in table1(study, study.panels[0]).notes)
+
+
 def test_without_a_published_table_there_is_no_published_line_and_the_sheet_says_so(tmp_path: Path) -> None:
     study = study_of(tmp_path, "figure5", published=None)
     assert like_table1(study, study.panels[0])
