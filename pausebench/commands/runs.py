@@ -273,8 +273,7 @@ def train(
 ) -> dict[str, Any]:
     """Train to the last step and write ``result.json``; ``group`` is the run's group in W&B."""
     resolved = plain(config)
-    filler = Tokenizer.PAUSE if resolved.get("k") else None
-    cell = {**resolved, "task": None, "filler": filler, "data": config.data.source.value, **folder.manifest}
+    cell = {**resolved, "task": None, "data": config.data.source.value, **folder.manifest}
     tracker = Tracker(config.tracking, folder.path, group, resolved, cell, progress, reference(cell))
     trainer = Trainer(
         model,

@@ -130,13 +130,14 @@ def _first_line(error: Exception) -> str:
 
 def reference(cell: dict[str, Any]) -> float | None:
     """The paper's figure beside a cell; None where the cell is not what Table 1 measured: the tasks' own rows, M = K,
-    `<pause>` tokens, appended."""
+    `<pause>` tokens, appended, and no control."""
     as_published = (
         cell.get("data") != "embedded"
         and cell.get("mt") in (None, cell.get("k"))
         and cell.get("filler") in (None, "<pause>")
         and not (cell.get("k") and cell.get("placement") == "prepend")
-        and not cell.get("control")
+        and not cell.get("shift")
+        and all(cell.get(name) in (None, "all") for name in ("pause_visibility", "pretraining_visibility"))
     )
     return published_value(str(cell.get("task")), str(cell.get("variant")), cell.get("k")) if as_published else None
 
