@@ -86,7 +86,7 @@ def finetuned(root: Path) -> Path:
         ("pretrain world=count20 device=cuda", ["device=cuda", "device=cpu"]),
         ("evaluate", ["run= is missing", "pausebench evaluate run="]),
         ("evaluate run=nope", ["nope is no finetune run"]),
-        ("reproduce result=nope", ["result=nope", "allowed are demo, miniature"]),
+        ("reproduce result=nope", ["result=nope", "allowed are demo, figure3"]),
         ("reproduce result=demo seeds=0", ["seeds=0", "seeds=3 or seeds=[0,1]"]),
         ("report", ["holds no study"]),
         ("report study=demo", ["study=demo has no plan", "pausebench reproduce result=demo"]),

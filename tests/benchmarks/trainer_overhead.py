@@ -87,7 +87,7 @@ def trainer() -> float:
         folder,
         precision=Precision.fp32,
         device=torch.device("cpu"),
-        tracker=Tracker(CONFIG.tracking, folder.path, "bench", {}, progress),
+        tracker=Tracker(CONFIG.tracking, folder.path, "bench", {}, {}, progress),
         progress=progress,
     )
     began = time.perf_counter()

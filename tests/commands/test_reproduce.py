@@ -87,7 +87,8 @@ def test_a_study_fills_every_planned_cell_and_writes_the_page(uninterrupted: Pat
     for panel in plan["panels"]:
         for cell in panel["cells"]:
             result = table(uninterrupted)[cell["name"]]
-            coordinates = {name: value for name, value in cell.items() if name != "name"}
+            coordinates = {name: value for name, value in cell.items() if name in result}
+            assert cell.keys() - coordinates.keys() == {"name", "control", "control_k"}
             assert {name: result[name] for name in coordinates} == coordinates
     assert (uninterrupted / "report" / "index.html").exists()
 

@@ -135,7 +135,7 @@ def stepped(model: Decoder, batch: Batch, micro_batch_size: int | None, folder: 
         RunFolder(folder, "finetune", "test"),
         precision=Precision.fp32,
         device=CPU,
-        tracker=Tracker(TrackingConfig(enabled=False), folder, "test", {}, progress),
+        tracker=Tracker(TrackingConfig(enabled=False), folder, "test", {}, {}, progress),
         progress=progress,
     )
     trainer.optimizer = torch.optim.SGD(model.parameters())  # type: ignore[assignment]
