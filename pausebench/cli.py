@@ -288,7 +288,9 @@ class _Translated:
                 f"OPTION='\"...\"', lists as OPTION=[A,B]. See pausebench {self.command} --help."
             ) from None
         if isinstance(error, (HydraException, OmegaConfBaseException)):
-            raise BadInput(self._message(error)) from None
+            message = self._message(error)
+            # As it was typed (_spelled).
+            raise BadInput(message.replace("tasks=", "task=") if self.command in STUDIES else message) from None
 
     def _message(self, error: BaseException) -> str:
         text = "\n".join(str(part) for part in (error, error.__cause__) if part is not None)

@@ -95,8 +95,8 @@ class ReproduceConfig(RunConfig):
         None, "K, pauses in finetuning, a number or a list (none: the study's); K = 0 stays where it is a baseline"
     )
     mt: Any = option(None, "M, pauses at inference, a number or a list, where the study sweeps it (none: the study's)")
-    controls: list[str] = option(
-        [],
+    controls: Any = option(
+        None,
         "also these: hidden_pretraining, hidden_finetuning, hidden, one_pause, shifted, filler, layers, steps",
     )
     model: ModelConfig | None = option(None, "group: the model of every cell (none: the tasks' own)")
@@ -142,6 +142,10 @@ class ReproduceConfig(RunConfig):
     @property
     def k_list(self) -> list[int] | None:
         return _listed(self.k)
+
+    @property
+    def control_list(self) -> list[str]:
+        return _listed(self.controls) or []
 
     @property
     def mt_list(self) -> list[int] | None:

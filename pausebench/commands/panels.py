@@ -64,7 +64,7 @@ def control_arms(config: ReproduceConfig, source: Mapping[str, Any]) -> list[Arm
 
     Raises ``BadInput`` for a control that there is not.
     """
-    for control in config.controls:
+    for control in config.control_list:
         if control not in CONTROLS:
             raise BadInput(f"controls={control}: allowed are {', '.join(CONTROLS)}. For example controls=[shifted].")
     found = []
@@ -73,7 +73,7 @@ def control_arms(config: ReproduceConfig, source: Mapping[str, Any]) -> list[Arm
         counts = [k for k in pause_counts(source, config, task, "pause") if k]
         base = Arm(task, world, "std", 0, finetune=own, pretrain=parents)
         found += [base, *(replace(base, pretraining="pause", k=k) for k in counts)]
-        for control in config.controls:
+        for control in config.control_list:
             named = replace(base, control=control)
             paused = [replace(named, pretraining="pause", k=k) for k in counts]
             if control == "hidden_pretraining":
@@ -173,5 +173,5 @@ def refuse_unused(panels: Sequence[Mapping[str, Any]], config: ReproduceConfig) 
 
 def typed_lists(config: ReproduceConfig) -> list[str]:
     """The lists that were given, as they are typed."""
-    lists = {"task": config.tasks, "k": config.k, "mt": config.mt, "controls": config.controls or None}
+    lists = {"task": config.tasks, "k": config.k, "mt": config.mt, "controls": config.controls}
     return [f"{name}={given}".replace(", ", ",").replace("'", "") for name, given in lists.items() if given is not None]

@@ -177,7 +177,7 @@ def build_plan(config: ReproduceConfig, cells: Cells) -> Plan:
         }
         for name, panel in specs.items()
     ]
-    if config.controls:
+    if config.control_list:
         source = panels.source_of_controls(config)
         arms = panels.control_arms(config, source)
         shown.append(

@@ -128,6 +128,8 @@ def test_a_parent_seed_that_follows_the_seed_still_does(capsys: pytest.CaptureFi
         (["result=table1", "task=sqaud"], "Did you mean task=squad"),
         (["result=table1", "task=[]"], "must be a task or a list of tasks"),
         (["result=table1", "controls=[hiden]"], "controls=hiden: allowed are hidden_pretraining"),
+        (["result=table1", "controls=hiden"], "controls=hiden: allowed are hidden_pretraining"),
+        (["result=table1", "task=squad,gsm8k"], r"task=squad,gsm8k: .* or task=\[squad,gsm8k\]"),
         (["result=figure4a", "controls=[shifted]"], "finetunes without pauses"),
         (["result=table3"], "allowed are demo, figure3"),
     ],
