@@ -28,7 +28,8 @@ class Arm:
 
     finetune, pretrain: overrides of its cells beside those that the other fields say. mt: every M it is scored with,
     each with every one of ``fillers``; None is M = K. control: the name of the control it belongs to, "" for the
-    paper's own. control_k: the K whose positions or FLOPs a control without pauses matches.
+    paper's own. control_k: the K whose positions or FLOPs a control without pauses matches. matched: the
+    override that makes it so, stronger than whatever the user overrides.
     """
 
     task: str
@@ -42,6 +43,12 @@ class Arm:
     mt: tuple[int, ...] | None = None
     control: str = ""
     control_k: int = 0
+    matched: str = ""
+
+    @property
+    def deeper(self) -> tuple[str, ...]:
+        """The part of ``matched`` that the parent has to share: its layers."""
+        return (self.matched,) if self.matched.startswith("model.") else ()
 
 
 HIDDEN = ("pause_visibility=readout",)

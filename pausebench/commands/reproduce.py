@@ -20,9 +20,10 @@ from typing import Any
 
 from rich.console import Console
 
+from pausebench.commands.command_lines import as_commands
 from pausebench.commands.live import StudyView, watching
 from pausebench.commands.panels import typed_lists
-from pausebench.commands.study_plan import Cell, Cells, Plan, as_commands, build_plan, chosen_names
+from pausebench.commands.study_plan import Cell, Cells, Plan, build_plan, chosen_names
 from pausebench.config import ReproduceConfig
 from pausebench.errors import Interrupted, PausebenchError, RunFailed
 from pausebench.groups import Source, plain

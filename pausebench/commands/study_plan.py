@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from pausebench.commands import panels, runs
+from pausebench.commands.command_lines import as_commands
 from pausebench.commands.evaluate import evaluate_folder
 from pausebench.commands.panels import Arm
 from pausebench.commands.row_lengths import length_limit, row_lengths, vocabulary
@@ -202,7 +202,10 @@ class _Builder:
     def entries(self, arms: Sequence[Arm], panel: Mapping[str, Any]) -> list[dict[str, Any]]:
         """The evaluated cells of these arms, with what the report has to know of each."""
         seeds = list(panel.get("seeds", study_seeds(self._config)))
-        found = {entry["name"]: entry for arm in arms for seed in seeds for entry in self._evaluated(arm, seed)}
+        found: dict[str, dict[str, Any]] = {}
+        for arm in arms:
+            matched = self._matched(arm, seeds[0])
+            found |= {entry["name"]: entry for seed in seeds for entry in self._evaluated(matched, seed)}
         return list(found.values())
 
     def stages(self) -> dict[str, list[Cell]]:
@@ -218,7 +221,7 @@ class _Builder:
         return {command: stage for command, stage in found.items() if stage}
 
     def _evaluated(self, arm: Arm, seed: int) -> Iterator[dict[str, Any]]:
-        cell = self._finetuned(self._at_equal_flops(arm), seed)
+        cell = self._finetuned(arm, seed)
         finetuned, run = cell.config, cell.folders[0]
         assert isinstance(finetuned, FinetuneConfig)
         for filler, m in itertools.product(arm.fillers, arm.mt or (finetuned.pauses,)):
@@ -242,11 +245,11 @@ class _Builder:
                 "control_k": arm.control_k,
             }
 
-    def _at_equal_flops(self, arm: Arm) -> Arm:
+    def _matched(self, arm: Arm, seed: int) -> Arm:
         """The controls ``layers`` and ``steps``: as dear as with K = ``control_k``, at inference or in training."""
         if arm.control not in ("layers", "steps"):
             return arm
-        plain = self._finetuned(arm, study_seeds(self._config)[0])
+        plain = self._finetuned(arm, seed)
         config = plain.config
         assert isinstance(config, FinetuneConfig)
         parents = [self._pretrains[folder.name].config for folder in plain.parents]
@@ -255,8 +258,7 @@ class _Builder:
             layers = equal_flops_layers(
                 config.model, vocab_size, lengths.test_prefix, arm.control_k, lengths.answer, config.prefix
             )
-            more = (f"model.n_layers={layers}",)
-            return replace(arm, finetune=(*arm.finetune, *more), pretrain=(*arm.pretrain, *more))
+            return replace(arm, matched=f"model.n_layers={layers}")
         steps = equal_flops_steps(
             config.model,
             vocab_size,
@@ -266,7 +268,7 @@ class _Builder:
             config.train.steps,
             config.prefix,
         )
-        return replace(arm, finetune=(*arm.finetune, f"train.steps={steps}"))
+        return replace(arm, matched=f"train.steps={steps}")
 
     def _finetuned(self, arm: Arm, seed: int) -> Cell:
         """The finetune cell of an arm and a seed, and behind it its parent's."""
@@ -274,13 +276,13 @@ class _Builder:
         start = "init=random" if arm.pretraining == "none" else f"pretraining={arm.pretraining}"
         fixed = [f"task={arm.task}", *([f"world={arm.world}"] if arm.world else []), *chosen_data(chosen), start]
         fixed += [f"k={arm.k}", *([f"placement={arm.placement}"] if arm.placement != "append" else [])]
-        own = [*arm.finetune, *chosen.overrides, *chosen.finetune_overrides]
+        own = [*arm.finetune, *chosen.overrides, *chosen.finetune_overrides, *([arm.matched] if arm.matched else [])]
         config = _with_seed(self._compose("finetune", [*fixed, f"seed={ANY_SEED}", *own]), seed)
         overrides = [*fixed, f"seed={seed}", *own]
         parents = []
         if arm.pretraining != "none":
             parents.append(self._pretrained(arm, config).folders[0])
-            if self._ambiguous or arm.pretrain:
+            if self._ambiguous or arm.pretrain or arm.deeper:
                 overrides[overrides.index(start)] = override("init", str(parents[0].path))
         name = parents[0].name if parents else None
         parent = runs.planned_parent(name, arm.pretraining, config.pretraining_seed) if name else runs.RANDOM
@@ -290,7 +292,7 @@ class _Builder:
     def _pretrained(self, arm: Arm, finetuned: FinetuneConfig) -> Cell:
         """The parent's cell, composed once for all the finetunings that share it."""
         own = [*runs.data_overrides(finetuned), f"pause={ON_OFF[arm.pretraining]}"]
-        more = [*arm.pretrain, *self._config.overrides, *self._config.pretrain_overrides]
+        more = [*arm.pretrain, *self._config.overrides, *self._config.pretrain_overrides, *arm.deeper]
         overrides = list(dict.fromkeys([*own, f"seed={finetuned.pretraining_seed}", *more]))
         config: PretrainConfig = self._compose("pretrain", overrides)
         folder = runs.pretrain_folder(config)
@@ -324,28 +326,3 @@ def _evaluate_cell(run: Cell, filler: str, config: ReproduceConfig, folders: dic
         overrides.append(f"limit={config.limit}")
     evaluation = EvaluateConfig(runs=config.runs, run=run.name, mt=counts, filler=filler, limit=config.limit)
     return Cell("evaluate", overrides, [folders[m] for m in counts], [run.folders[0]], evaluation=evaluation)
-
-
-def as_commands(command: str, cells: Iterable[Sequence[str]], runs_root: str) -> list[str]:
-    """Commands a user can paste, joined into ``-m`` lines wherever the cells form a product."""
-    suffix = "" if runs_root == "runs" else f" {override('runs', runs_root)}"
-    pairs = [tuple(tuple(item.split("=", 1)) for item in cell) for cell in cells]
-    by_keys: dict[tuple[str, ...], list[tuple[str, ...]]] = {}
-    for cell in pairs:
-        by_keys.setdefault(tuple(key for key, _ in cell), []).append(tuple(value for _, value in cell))
-    lines = []
-    for keys, rows in by_keys.items():
-        for values in _products(rows):
-            sweep = any(len(column) > 1 for column in values)
-            words = [f"{key}={','.join(column)}" for key, column in zip(keys, values, strict=True)]
-            lines.append(f"pausebench {command} {'-m ' if sweep else ''}{' '.join(words)}{suffix}")
-    return lines
-
-
-def _products(rows: Sequence[tuple[str, ...]]) -> list[list[list[str]]]:
-    """Split rows into products, cutting along the column with the fewest values first."""
-    columns = [list(dict.fromkeys(column)) for column in zip(*rows, strict=True)]
-    if math.prod(len(column) for column in columns) == len(set(rows)):
-        return [columns]
-    index = min((i for i, column in enumerate(columns) if len(column) > 1), key=lambda i: len(columns[i]))
-    return [product for value in columns[index] for product in _products([row for row in rows if row[index] == value])]

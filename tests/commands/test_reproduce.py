@@ -15,7 +15,8 @@ import pytest
 from pausebench import cli
 from pausebench.cli import CellOutcome
 from pausebench.commands import reproduce
-from pausebench.commands.study_plan import Cell, Plan, as_commands, override
+from pausebench.commands.command_lines import as_commands
+from pausebench.commands.study_plan import Cell, Plan, override
 from pausebench.config import ReproduceConfig
 from pausebench.errors import RunFailed
 from pausebench.groups import TrackingConfig

@@ -175,6 +175,13 @@ def test_each_control_changes_what_it_says_and_nothing_else(capsys: pytest.Captu
     assert longer["k"] == "0" and 800 < int(longer["train.steps"]) < 1200
 
 
+def test_matched_steps_follow_the_steps_that_the_user_chose(capsys: pytest.CaptureFixture[str]) -> None:
+    few = ("result=table1", "model=tiny", "task=squad", "seeds=1", "k=50", "controls=[steps]")
+    cells = planned(capsys, *few, 'finetune_overrides=["train.steps=10"]')
+    steps = [int(c["train.steps"]) for c in cells["finetune"]]
+    assert steps.count(10) == 4 and [count for count in steps if 15 < count < 40]
+
+
 def test_controls_of_two_k_stay_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Positions shifted by 4 and by 8 are both K = 0; the report must not take them for seeds of one arm."""
     study = ("result=demo", "k=[4,8]", "seeds=1", "controls=[shifted]", f"runs={tmp_path}")
