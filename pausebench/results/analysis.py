@@ -120,7 +120,7 @@ def primary_family(study: Study) -> Family:
         best = _highest(of_task)
         if best is not None:
             picked.append(len(contrasts) + best)
-            of_task[best] = replace(of_task[best], selection=selection(of_task))
+            of_task[best] = replace(of_task[best], selection=selection([contrast.treatment for contrast in of_task]))
         contrasts += of_task
     if not contrasts:
         return Family("The plan has no cells for its primary comparison.", None, (), ())

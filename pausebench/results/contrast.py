@@ -50,15 +50,15 @@ class Contrast:
         return len({cell.seed for cell in self.treatment.cells} & {cell.seed for cell in self.control.cells})
 
 
-def selection(contrasts: Sequence[Contrast]) -> str:
-    """How the one with the highest score was picked among the K of one task."""
-    missing = any(contrast.treatment.missing for contrast in contrasts)
-    word = "better" if len(contrasts) == 2 else "best"
-    return f"{word} of {_pauses(contrasts)}, chosen on the test set{', some runs missing' if missing else ''}"
+def selection(arms: Sequence[Scores]) -> str:
+    """How one of several arms that differ in K was picked: by the highest score."""
+    word = "better" if len({scores.arm.k for scores in arms}) == 2 else "best"
+    missing = ", some runs missing" if any(scores.missing for scores in arms) else ""
+    return f"{word} of {_pauses(arms)}, chosen on the test set{missing}"
 
 
-def _pauses(contrasts: Sequence[Contrast]) -> str:
-    return f"K = {', '.join(str(k) for k in sorted({contrast.treatment.arm.k for contrast in contrasts}))}"
+def _pauses(arms: Sequence[Scores]) -> str:
+    return f"K = {', '.join(str(k) for k in sorted({scores.arm.k for scores in arms}))}"
 
 
 def sentence_of_one(primary: Primary, contrast: Contrast) -> str:
@@ -72,10 +72,11 @@ def sentence_of_one(primary: Primary, contrast: Contrast) -> str:
 
 def sentence_of_many(primary: Primary, contrasts: Sequence[Contrast]) -> str:
     """How many comparisons the corrected test settles, in which direction and where, and what is left open and why."""
+    pauses = _pauses([contrast.treatment for contrast in contrasts])
     tasks = {contrast.setting.task for contrast in contrasts}
     where = f"{len(tasks)} tasks" if len(tasks) > 1 else contrasts[0].setting.label
     head = (
-        f"{primary.treatment} against {primary.control}, {len(contrasts)} comparisons ({where}, {_pauses(contrasts)}) "
+        f"{primary.treatment} against {primary.control}, {len(contrasts)} comparisons ({where}, {pauses}) "
         "under one Holm correction"
     )
     found: dict[str, list[Contrast]] = {}
@@ -126,8 +127,8 @@ def _are(count: int) -> str:
 
 def _places(contrasts: Sequence[Contrast]) -> str:
     """`3 (gsm8k K = 10, 50; squad K = 10)`."""
-    tasks: dict[str, list[Contrast]] = {}
+    tasks: dict[str, list[Scores]] = {}
     for contrast in contrasts:
-        tasks.setdefault(contrast.setting.task, []).append(contrast)
-    named = "; ".join(f"{task} {_pauses(of_task)}" for task, of_task in tasks.items())
+        tasks.setdefault(contrast.setting.task, []).append(contrast.treatment)
+    named = "; ".join(f"{task} {_pauses(arms)}" for task, arms in tasks.items())
     return f"{len(contrasts)} ({named})"

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from pausebench.results import published
 from pausebench.results.analysis import Contrast, Family, full_label
+from pausebench.results.contrast import selection
 from pausebench.results.statistics import (
     ALPHA,
     Comparison,
@@ -21,7 +22,7 @@ from pausebench.results.statistics import (
     plus_minus,
     summarise,
 )
-from pausebench.results.study import Arm, Panel, Scores, Setting, Study
+from pausebench.results.study import Arm, Panel, Result, Scores, Setting, Study, by_seed
 
 MISSING = "missing"
 VARIANTS = ("StdPT_StdFT", "StdPT_PauseFT", "PausePT_StdFT", "PausePT_PauseFT")
@@ -155,19 +156,11 @@ def ours_text(scores: Scores | None, setting: Setting, metric: str | None) -> st
 
 def metric_values(scores: Scores, setting: Setting, metric: str | None) -> dict[int, float]:
     """{seed: mean over the worlds} of any metric of an arm, for the seeds that have it in all worlds."""
-    found: dict[int, dict[str, float]] = {}
-    for cell in scores.cells:
-        if cell.result is None:
-            continue
-        if metric is None or metric == cell.result.metric:
-            found.setdefault(cell.seed, {})[cell.world] = cell.result.value
-        elif metric in cell.result.metrics:
-            found.setdefault(cell.seed, {})[cell.world] = cell.result.metrics[metric]
-    return {
-        seed: math.fsum(values.values()) / len(values)
-        for seed, values in sorted(found.items())
-        if len(values) == len(setting.worlds)
-    }
+
+    def pick(result: Result) -> float | None:
+        return result.value if metric in (None, result.metric) else result.metrics.get(metric)
+
+    return by_seed(scores.cells, setting.worlds, pick)
 
 
 def better_arms(arms: Sequence[Scores]) -> tuple[list[Scores], str | None]:
@@ -176,9 +169,8 @@ def better_arms(arms: Sequence[Scores]) -> tuple[list[Scores], str | None]:
     for scores in arms:
         groups.setdefault((scores.arm.variant, scores.arm.control), []).append(scores)
     chosen = [max(group, key=_mean) for group in groups.values()]
-    counts = sorted({scores.arm.k for group in groups.values() if len(group) > 1 for scores in group})
-    words = f"better of K = {', '.join(map(str, counts))}, chosen on the test set" if counts else None
-    return chosen, words
+    several = [scores for group in groups.values() if len(group) > 1 for scores in group]
+    return chosen, selection(several) if several else None
 
 
 def _mean(scores: Scores) -> float:

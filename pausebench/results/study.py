@@ -178,9 +178,9 @@ class Panel:
                 Scores(
                     arm,
                     tuple(cells),
-                    _by_seed(cells, setting.worlds, lambda result: result.value),
-                    _by_seed(cells, setting.worlds, lambda result: result.target_nll),
-                    _by_seed(cells, setting.worlds, lambda result: result.metrics.get(result.second or "")),
+                    by_seed(cells, setting.worlds, lambda result: result.value),
+                    by_seed(cells, setting.worlds, lambda result: result.target_nll),
+                    by_seed(cells, setting.worlds, lambda result: result.metrics.get(result.second or "")),
                 )
                 for arm, cells in arms.items()
             ]
@@ -281,7 +281,8 @@ class Study:
         return [cell for cell in self.cells() if cell.result is None]
 
 
-def _by_seed(cells: Sequence[Cell], worlds: Sequence[str], pick: Callable[[Result], float | None]) -> dict[int, float]:
+def by_seed(cells: Sequence[Cell], worlds: Sequence[str], pick: Callable[[Result], float | None]) -> dict[int, float]:
+    """{seed: mean over `worlds`} of what `pick` reads from each result, for the seeds that have it in all of them."""
     found: dict[int, dict[str, float]] = {}
     for cell in cells:
         value = pick(cell.result) if cell.result else None
