@@ -12,6 +12,7 @@ from pausebench.groups import (
     MISSING,
     CorpusConfig,
     DataConfig,
+    Identity,
     ModelConfig,
     PauseConfig,
     Placement,
@@ -52,12 +53,14 @@ class EvaluateConfig(RunConfig):
     placement: Placement | None = option(None, "append or prepend (none: as finetuned)")
     limit: int | None = option(None, "score only the first so many test rows (none: all)")
     batch_size: int | None = option(
-        None, "rows decoded together; scores do not depend on it (none: 250 short ones, 32 of text)", identity=False
+        None,
+        "rows decoded together; scores do not depend on it (none: 250 short ones, 32 of text)",
+        identity=Identity.never,
     )
     allow_changed: bool = option(
-        False, "score a run whose data fingerprint is another than in its manifest", identity=False
+        False, "score a run whose data fingerprint is another than in its manifest", identity=Identity.never
     )
-    tracking: TrackingConfig = option(MISSING, "group: W&B", identity=False)
+    tracking: TrackingConfig = option(MISSING, "group: W&B", identity=Identity.never)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -109,7 +112,9 @@ class ReproduceConfig(RunConfig):
     finetune_overrides: list[str] = option([], "appended to every finetune cell alone: the parents stay the same")
     dry_run: bool = option(False, "print the cells as commands instead of running them")
     wait: bool = option(True, "wait for cells that another process is running")
-    tracking: TrackingConfig = option(MISSING, "group: W&B, a run for each cell, grouped by study", identity=False)
+    tracking: TrackingConfig = option(
+        MISSING, "group: W&B, a run for each cell, grouped by study", identity=Identity.never
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,7 +1,7 @@
 """The configuration groups: a dataclass for each folder of conf/, its ranges, and the choices that are names.
 
-Invariant: an object of these classes is valid. Fields marked ``identity=False`` do not determine a result and are left
-out of a run's name.
+Invariant: an object of these classes is valid. Fields marked ``Identity.never`` do not determine a result and are left
+out of a run's name, as are those marked ``Identity.changed`` while they have their default.
 """
 
 from __future__ import annotations
@@ -16,7 +16,15 @@ from pausebench.errors import BadInput
 MISSING: Any = "???"  # OmegaConf's mark for a value that has to be given
 
 
-def option(default: Any, help: str, *, identity: bool = True) -> Any:
+class Identity(Enum):
+    """Whether a field is part of a run's name."""
+
+    always = "always"
+    changed = "changed"  # only where it is not the default: runs from before the option was there keep their names
+    never = "never"
+
+
+def option(default: Any, help: str, *, identity: Identity = Identity.always) -> Any:
     """A config field with the sentence that ``--help`` prints for it."""
     metadata = {"help": help, "identity": identity}
     if isinstance(default, (list, dict)) or callable(default):
@@ -82,6 +90,27 @@ class Source(Enum):
     hub = "hub"  # the Hugging Face hub
     files = "files"  # local files in the same layout
     embedded = "embedded"  # generated worlds that need no download
+
+
+class Trim(Enum):
+    """What becomes of the tokens that inserted pauses push over a pretraining row's end."""
+
+    drop = "drop"  # they are lost (section 3.1, Algorithm 1)
+    carry = "carry"  # the row is cut that much shorter before, so the next row begins with them
+
+
+class Parallel(Enum):
+    """How the processes of one run share its work."""
+
+    ddp = "ddp"  # each holds the whole model (DistributedDataParallel)
+    fsdp = "fsdp"  # each holds a share of weights, gradients and optimizer state (FSDP2)
+
+
+class OnBadStep(Enum):
+    """What becomes of a step whose loss or gradient is not finite, or whose gradient is a spike."""
+
+    stop = "stop"  # the run ends; the last good checkpoint stays
+    skip = "skip"  # the step changes nothing and is counted
 
 
 class OnBadRow(Enum):
@@ -171,16 +200,16 @@ class DataConfig:
     """Where rows come from (group ``data``)."""
 
     source: Source = option(Source.embedded, "set by data=hub, data=files and data=embedded")
-    root: str | None = option(None, "data=files: the folder that holds DATASET/SPLIT.jsonl.gz", identity=False)
+    root: str | None = option(None, "data=files: the folder that holds DATASET/SPLIT.jsonl.gz", identity=Identity.never)
     # No identity: without a bad row both give the same, and with one only skip gives anything.
     on_bad_row: OnBadRow = option(
         OnBadRow.error,
         "a task's row with a missing field, an answer that is empty or a label that is no option: error ends with its "
         "place, skip leaves it out and counts it",
-        identity=False,
+        identity=Identity.never,
     )
     allow_changed: bool = option(
-        False, "go on with a run whose data fingerprint is another than in its manifest", identity=False
+        False, "go on with a run whose data fingerprint is another than in its manifest", identity=Identity.never
     )
 
 
@@ -193,6 +222,12 @@ class CorpusConfig:
     hub_id: str | None = option(None, "data=hub: the dataset on the hub")
     subset: str | None = option(None, "data=hub: its subset")
     revision: str | None = option(None, "data=hub: its commit")
+    prepared: bool = option(
+        False, "read the shards that pausebench prepare wrote instead of the text", identity=Identity.changed
+    )
+    document_mask: bool = option(
+        False, "stop attention at a document's end, where a row holds several", identity=Identity.changed
+    )
 
 
 @dataclass(frozen=True)
@@ -201,7 +236,9 @@ class TokenizerConfig:
 
     kind: TokenizerKind = option(MISSING, "set by tokenizer=gpt2, bpe, byte and words")
     path: str | None = option(
-        None, "gpt2: folder with vocab.json and merges.txt (none: data.root/gpt2-tokenizer, or the hub)", identity=False
+        None,
+        "gpt2: folder with vocab.json and merges.txt (none: data.root/gpt2-tokenizer, or the hub)",
+        identity=Identity.never,
     )
     vocab_size: int | None = option(None, "bpe: entries at most, the end token and <pause> among them (none: 4096)")
     train_documents: int = option(2000, "bpe: documents of the corpus that it is trained on")
@@ -237,6 +274,11 @@ class PauseConfig:
     """Whether this stage uses pauses (group ``pause``: on or off)."""
 
     enabled: bool = option(True, "set by pause=on and pause=off")
+    trim: Trim = option(
+        Trim.drop,
+        "pretraining: tokens that pauses push over a row's end are lost (drop: the paper) or begin the next (carry)",
+        identity=Identity.changed,
+    )
 
 
 @dataclass(frozen=True)
@@ -245,7 +287,9 @@ class TrainConfig:
 
     steps: int = option(1000, "optimizer steps")
     batch_size: int = option(64, "rows in a step, all micro-batches together")
-    micro_batch_size: int | None = option(None, "rows in one forward pass (none: the whole batch)", identity=False)
+    micro_batch_size: int | None = option(
+        None, "rows in one forward pass (none: the whole batch)", identity=Identity.never
+    )
     lr: float = option(1e-3, "peak learning rate")
     warmup_steps: int | None = option(None, "linear warm-up (none: 5 % of the steps)")
     min_lr_fraction: float = option(0.1, "the cosine ends at this share of the peak")
@@ -253,11 +297,29 @@ class TrainConfig:
     beta2: float = option(0.95, "AdamW")
     weight_decay: float = option(0.1, "AdamW, on matrices (not on biases and norms)")
     clip: float = option(1.0, "largest gradient norm")
-    log_every: int = option(100, "steps between two log lines", identity=False)
-    validate_every: int = option(500, "steps between two validation losses", identity=False)
-    validation_rows: int = option(256, "training-side rows of a validation loss", identity=False)
-    checkpoint_every: int = option(500, "steps between two checkpoints", identity=False)
-    keep_checkpoints: int = option(2, "newest checkpoints kept, beside the best one", identity=False)
+    on_bad_step: OnBadStep = option(
+        OnBadStep.stop,
+        "a step whose loss or gradient is not finite, or a spike: stop the run, or skip the step and count it",
+        identity=Identity.changed,
+    )
+    spike: float | None = option(
+        None,
+        "a gradient norm above so many times its running mean is a spike (none: no norm is)",
+        identity=Identity.changed,
+    )
+    log_every: int = option(100, "steps between two log lines", identity=Identity.never)
+    validate_every: int = option(500, "steps between two validation losses", identity=Identity.never)
+    validation_rows: int = option(256, "training-side rows of a validation loss", identity=Identity.never)
+    checkpoint_every: int = option(500, "steps between two checkpoints", identity=Identity.never)
+    keep_checkpoints: int = option(2, "newest checkpoints kept, beside the best one", identity=Identity.never)
+    activation_checkpointing: bool = option(
+        False,
+        "recompute each block in the backward pass: less memory, about a third more work",
+        identity=Identity.never,
+    )
+    hang_seconds: int = option(
+        600, "several processes: one that has not moved for so long ends the run with its name", identity=Identity.never
+    )
 
     def __post_init__(self) -> None:
         for name in (
@@ -268,6 +330,7 @@ class TrainConfig:
             "validation_rows",
             "checkpoint_every",
             "keep_checkpoints",
+            "hang_seconds",
         ):
             require(getattr(self, name) >= 1, f"train.{name}={getattr(self, name)}", "must be at least 1")
         require(
@@ -288,6 +351,7 @@ class TrainConfig:
             require(0 <= getattr(self, name) < 1, f"train.{name}={getattr(self, name)}", "must be at least 0, below 1")
         require(self.weight_decay >= 0, f"train.weight_decay={self.weight_decay}", "must not be negative")
         require(self.clip > 0, f"train.clip={self.clip}", "must be above 0")
+        require(self.spike is None or self.spike > 1, f"train.spike={self.spike}", "must be above 1")
 
     def resolved(self) -> TrainConfig:
         if self.warmup_steps is not None:
@@ -321,7 +385,7 @@ def identity_fields(config: Any) -> dict[str, Any]:
     """The fields that determine a result, nested and plain."""
     fields: dict[str, Any] = {}
     for item in dataclasses.fields(config):
-        if item.metadata.get("identity", True):
-            value = getattr(config, item.name)
+        value, identity = getattr(config, item.name), item.metadata["identity"]
+        if identity is Identity.always or (identity is Identity.changed and value != item.default):
             fields[item.name] = identity_fields(value) if dataclasses.is_dataclass(value) else plain(value)
     return fields

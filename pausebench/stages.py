@@ -17,8 +17,10 @@ from pausebench.groups import (
     AttentionKind,
     CorpusConfig,
     DataConfig,
+    Identity,
     LengthLimit,
     ModelConfig,
+    Parallel,
     PauseConfig,
     PauseVisibility,
     Placement,
@@ -41,10 +43,10 @@ from pausebench.groups import (
 class RunConfig:
     """What every command has."""
 
-    runs: str = option("runs", "folder that holds all run folders", identity=False)
-    device: str = option("auto", "auto, cpu or cuda", identity=False)
-    threads: int | None = option(None, "CPU threads (none: torch's choice)", identity=False)
-    quiet: bool = option(False, "no progress on the terminal", identity=False)
+    runs: str = option("runs", "folder that holds all run folders", identity=Identity.never)
+    device: str = option("auto", "auto, cpu or cuda", identity=Identity.never)
+    threads: int | None = option(None, "CPU threads (none: torch's choice)", identity=Identity.never)
+    quiet: bool = option(False, "no progress on the terminal", identity=Identity.never)
 
     def __post_init__(self) -> None:
         require(self.device in ("auto", "cpu", "cuda"), f"device={self.device}", "allowed are auto, cpu and cuda")
@@ -119,14 +121,18 @@ class PretrainConfig(TrainingConfig):
     pause_visibility: PauseVisibility = option(
         PauseVisibility.all,
         "who sees a pause: all, or (a control: docs/controls.md) itself and the read-out, or itself alone",
+        identity=Identity.changed,
     )
     sequence_length: int | None = option(
         None, "tokens in a row (none: the world's, or 2048 where the model has as many positions)"
     )
     seed: int = option(0, "initialisation, order of documents and places of pauses")
     precision: Precision = option(Precision.auto, "auto, fp32 or bf16")
+    parallel: Parallel = option(
+        Parallel.ddp, "several processes (torchrun, srun): ddp, or fsdp to share weights too", identity=Identity.never
+    )
     train: TrainConfig = option(TrainConfig, "the optimisation")
-    tracking: TrackingConfig = option(MISSING, "group: W&B", identity=False)
+    tracking: TrackingConfig = option(MISSING, "group: W&B", identity=Identity.never)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -159,6 +165,7 @@ class PretrainConfig(TrainingConfig):
             length = self.world.sequence_length if self.embedded else min(2048, self.model.max_positions)
         return dataclasses.replace(
             self,
+            pause=self.pause if self.pause.enabled else PauseConfig(enabled=False),
             pause_visibility=self.pause_visibility if self.pause.enabled else PauseVisibility.all,
             sequence_length=length,
             tokenizer=self.tokenizer.resolved(),
@@ -175,7 +182,6 @@ class PretrainConfig(TrainingConfig):
         fields = self.data_identity()
         if not self.pause.enabled:
             del fields["pause_fraction"]
-        _drop_defaults(fields, pause_visibility="all")
         return fields
 
 
@@ -184,20 +190,26 @@ class FinetuneConfig(TrainingConfig):
     """StdFT (k=0) or PauseFT (k>0) on one task."""
 
     task: TaskConfig = option(MISSING, "group: the task")
-    pause: PauseConfig = option(PauseConfig, "group: pause=off says the same as k=0", identity=False)
+    pause: PauseConfig = option(PauseConfig, "group: pause=off says the same as k=0", identity=Identity.never)
     k: int | None = option(None, "pauses in every row; 0 is StdFT (none: the task's default_k)")
-    default_k: int = option(8, "K where k is not given", identity=False)
+    default_k: int = option(8, "K where k is not given", identity=Identity.never)
     placement: Placement = option(Placement.append, "append or prepend the pauses (section 5.3)")
     prefix: AttentionKind = option(AttentionKind.bidirectional, "causal, bidirectional or bottleneck attention")
     pause_visibility: PauseVisibility = option(
         PauseVisibility.all,
         "who sees a pause, here and in evaluate: all, or (a control) itself and the read-out, or itself alone",
+        identity=Identity.changed,
     )
     shift: int = option(
         0,
         "a control for k=0: positions jump by so many where pauses would stand, and M pauses of evaluate fill that gap",
+        identity=Identity.changed,
     )
-    filler: str = option("pause", "token in the pauses' places: pause, end, or text that is one token, such as .")
+    filler: str = option(
+        "pause",
+        "token in the pauses' places: pause, end, or text that is one token, such as .",
+        identity=Identity.changed,
+    )
     pretraining: Pretraining = option(
         Pretraining.pause, "std or pause: which pretrained parent to find in runs/pretrain"
     )
@@ -208,8 +220,11 @@ class FinetuneConfig(TrainingConfig):
     )
     seed: int = option(0, "initialisation (init=random) and order of rows")
     precision: Precision = option(Precision.auto, "auto, fp32 or bf16")
+    parallel: Parallel = option(
+        Parallel.ddp, "several processes (torchrun, srun): ddp, or fsdp to share weights too", identity=Identity.never
+    )
     train: TrainConfig = option(TrainConfig, "the optimisation")
-    tracking: TrackingConfig = option(MISSING, "group: W&B", identity=False)
+    tracking: TrackingConfig = option(MISSING, "group: W&B", identity=Identity.never)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -266,7 +281,6 @@ class FinetuneConfig(TrainingConfig):
             del fields[name]
         if self.k == 0 and self.shift == 0:
             del fields["placement"]
-        _drop_defaults(fields, pause_visibility="all", shift=0, filler="pause")
         return fields | {"parent": parent}
 
 
@@ -281,13 +295,6 @@ class ShowConfig(FinetuneConfig):
         super().__post_init__()
         require(self.examples >= 1, f"examples={self.examples}", "must be at least 1")
         require(self.start >= 0, f"start={self.start}", "must not be negative")
-
-
-def _drop_defaults(fields: dict[str, Any], **defaults: Any) -> None:
-    """Take options that are as they always were out of an identity, so that runs without them keep their names."""
-    for name, default in defaults.items():
-        if fields[name] == default:
-            del fields[name]
 
 
 def _resolved(precision: Precision, model: ModelConfig) -> Precision:

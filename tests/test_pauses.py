@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 
-from pausebench.data.batches import Batch
+from pausebench.data.batch import Batch
 from pausebench.groups import AttentionKind, Placement
 from pausebench.model.attention import AttentionMask
 from pausebench.model.decoder import Decoder

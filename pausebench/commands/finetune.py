@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from pausebench.commands import runs
-from pausebench.data.batches import Batches, DatasetBatches, RowLayout, generated_batches
+from pausebench.data.batch import Batches
+from pausebench.data.batches import DatasetBatches, RowLayout, generated_batches
 from pausebench.data.lengths import encode
 from pausebench.data.task_rows import DatasetRows, GeneratedRows, open_task
 from pausebench.data.tokenizer import Tokenizer

@@ -6,7 +6,8 @@ from typing import Any
 
 from pausebench.commands import runs
 from pausebench.data import corpus
-from pausebench.data.batches import Batches, document_batches, text_batches
+from pausebench.data.batch import Batches
+from pausebench.data.batches import document_batches, text_batches
 from pausebench.data.embedded import build_world, corpus_fingerprint
 from pausebench.data.tokenizer import Tokenizer
 from pausebench.data.vocabulary import open_tokenizer

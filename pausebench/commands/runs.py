@@ -13,7 +13,7 @@ import torch
 from omegaconf import OmegaConf
 
 from pausebench import __version__
-from pausebench.data.batches import Batches
+from pausebench.data.batch import Batches
 from pausebench.data.tokenizer import Tokenizer
 from pausebench.errors import BadInput
 from pausebench.groups import CorpusConfig, DataConfig, PauseVisibility, TokenizerConfig, TokenizerKind, plain

@@ -1,8 +1,7 @@
-"""Rows of tokens by step number: what the trainer reads.
+"""From documents and examples to batches by step number: what the trainer reads.
 
-Invariant: the batch of step s is a function of (data, seed, s) alone. A resumed run asks for step s + 1 and needs no
-other state. Batches are made some together, which costs a training step of the smallest model under a tenth of its
-time; encoded rows of a task are kept for the next run in the same process (a sweep shares them).
+Batches are made some together, which costs a training step of the smallest model under a tenth of its time; encoded
+rows of a task are kept for the next run in the same process (a sweep shares them).
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pausebench import pauses
+from pausebench.data.batch import ALL, Batch, Batches, Share
 from pausebench.data.corpus import TRAIN, VALIDATION, Corpus, PackedRows, shuffled
 from pausebench.data.embedded import VALIDATION_SEED, World
 from pausebench.data.lengths import Tokens, encode, fit
@@ -33,69 +33,25 @@ BLOCK_TOKENS = 65536  # the same for packed text
 BLOCK_EXAMPLES = 256  # the same for packed examples
 
 
-class Batch(NamedTuple):
-    """One batch of rows on the CPU.
+def _fixed_batches(
+    block: Callable[[int, int, int], Batch], seed: int, batch_size: int, rows_together: int, share: Share
+) -> Batches:
+    """Batches of ``batch_size`` rows out of ``block(seed, first row, rows)``; a rank makes its own rows alone."""
 
-    input_ids, labels: int64 [B, T]. mask: who attends to whom. last: labels lie in the last so many positions.
-    positions: int64 [B, T] for packed and for shifted rows; None counts from 0.
-    """
-
-    input_ids: Tensor
-    labels: Tensor
-    mask: AttentionMask
-    last: int
-    positions: Tensor | None = None
-
-    @property
-    def attention_length(self) -> float:
-        """Positions that a token's attention spans: T, or in packed rows the length of its document, on average."""
-        documents = self.mask.documents
-        if documents is None:
-            return self.input_ids.shape[1]
-        lengths = documents[documents >= 0].bincount().double()
-        return float(lengths.square().sum() / lengths.sum())
-
-    def rows(self, start: int, count: int) -> Batch:
-        """A slice of the rows."""
-        return Batch(
-            self.input_ids.narrow(0, start, count),
-            self.labels.narrow(0, start, count),
-            self.mask.narrow(start, count),
-            self.last,
-            None if self.positions is None else self.positions.narrow(0, start, count),
-        )
-
-
-class Batches:
-    """The batch of any step: ``make(first, count)`` gives those of steps ``first``, ``first + 1``, ... (from 0)."""
-
-    def __init__(
-        self, make: Callable[[int, int], Sequence[Batch]], together: int, validation: Callable[[int], Batch]
-    ) -> None:
-        self.validation = validation  # training-side rows that no training step reads, at most so many
-        self._make = make
-        self._together = max(1, together)
-        self._cached: tuple[int, Sequence[Batch]] | None = None
-
-    def batch(self, step: int) -> Batch:
-        """The rows of optimizer step ``step`` (1, 2, ...)."""
-        block, offset = divmod(step - 1, self._together)
-        if self._cached is None or self._cached[0] != block:
-            self._cached = (block, self._make(block * self._together, self._together))
-        return self._cached[1][offset]
-
-
-def _fixed_batches(block: Callable[[int, int, int], Batch], seed: int, batch_size: int, rows_together: int) -> Batches:
-    """Batches of ``batch_size`` rows out of ``block(seed, first row, rows)``."""
+    def own(seed: int, start: int, rows: int) -> Batch:
+        first, count, fillers = share.of(rows)
+        return block(seed, start, rows).share(share) if fillers else block(seed, start + first, count)
 
     def make(first: int, count: int) -> list[Batch]:
+        if share.ranks > 1:
+            return [own(seed, step * batch_size, batch_size) for step in range(first, first + count)]
         made = block(seed, first * batch_size, count * batch_size)
         return [made.rows(index * batch_size, batch_size) for index in range(count)]
 
-    return Batches(make, rows_together // batch_size, partial(block, VALIDATION_SEED, 0))
+    return Batches(make, rows_together // batch_size, partial(own, VALIDATION_SEED, 0))
 
 
-def document_batches(config: PretrainConfig, world: World) -> Batches:
+def document_batches(config: PretrainConfig, world: World, share: Share = ALL) -> Batches:
     """One document of a count world a row, padded with end tokens of which the first is a target."""
     tokenizer, length = world.tokenizer, _length(config)
     count = _pauses_in_a_row(config)
@@ -107,10 +63,10 @@ def document_batches(config: PretrainConfig, world: World) -> Batches:
         supervised = torch.arange(length) <= lengths[:, None]
         return _paused(input_ids, supervised, seed, start, count, tokenizer.pause_id, config.pause_visibility)
 
-    return _fixed_batches(block, config.seed, config.train.batch_size, BLOCK_ROWS)
+    return _fixed_batches(block, config.seed, config.train.batch_size, BLOCK_ROWS, share)
 
 
-def text_batches(config: PretrainConfig, corpus: Corpus, tokenizer: Tokenizer) -> Batches:
+def text_batches(config: PretrainConfig, corpus: Corpus, tokenizer: Tokenizer, share: Share = ALL) -> Batches:
     """Full rows of a corpus: documents one after the other, an end token behind each."""
     length, count = _length(config), _pauses_in_a_row(config)
     packed = {
@@ -123,7 +79,7 @@ def text_batches(config: PretrainConfig, corpus: Corpus, tokenizer: Tokenizer) -
         supervised = torch.ones_like(input_ids, dtype=torch.bool)
         return _paused(input_ids, supervised, seed, start, count, tokenizer.pause_id, config.pause_visibility)
 
-    return _fixed_batches(block, config.seed, config.train.batch_size, BLOCK_TOKENS // length)
+    return _fixed_batches(block, config.seed, config.train.batch_size, BLOCK_TOKENS // length, share)
 
 
 def _paused(
@@ -287,13 +243,13 @@ def _encoded_generated_rows(task: str, world: WorldConfig, seed: int, start: int
     return EncodedExamples.of(prefixes, targets, tokenizer.end_id)
 
 
-def generated_batches(config: FinetuneConfig, layout: RowLayout) -> Batches:
+def generated_batches(config: FinetuneConfig, layout: RowLayout, share: Share = ALL) -> Batches:
     """Fresh rows of a world for every step; all have one length."""
 
     def block(seed: int, start: int, rows: int) -> Batch:
         return layout.training_batch(_encoded_generated_rows(config.task.name, config.world, seed, start, rows))
 
-    return _fixed_batches(block, config.seed, config.train.batch_size, BLOCK_ROWS)
+    return _fixed_batches(block, config.seed, config.train.batch_size, BLOCK_ROWS, share)
 
 
 class DatasetBatches:
@@ -319,14 +275,18 @@ class DatasetBatches:
             self.truncated += whole and bool(fitted.cut)
         self.left_out = self.fitting.count(None)
 
-    def batches(self, seed: int, batch_size: int) -> Batches:
-        """Batches of ``batch_size`` examples."""
+    def batches(self, seed: int, batch_size: int, share: Share = ALL) -> Batches:
+        """Batches of ``batch_size`` examples; every rank packs the whole batch and takes its rows of it."""
 
         def make(first: int, count: int) -> list[Batch]:
             numbers = self._rows.training(seed, first * batch_size, count * batch_size)
-            return [self._batch(numbers[index : index + batch_size]) for index in range(0, len(numbers), batch_size)]
+            starts = range(0, len(numbers), batch_size)
+            return [self._batch(numbers[start : start + batch_size]).share(share) for start in starts]
 
-        return Batches(make, BLOCK_EXAMPLES // batch_size, lambda count: self._batch(self._rows.validation[:count]))
+        def validation(count: int) -> Batch:
+            return self._batch(self._rows.validation[:count]).share(share)
+
+        return Batches(make, BLOCK_EXAMPLES // batch_size, validation)
 
     def _batch(self, numbers: Sequence[int]) -> Batch:
         fitting = [pair for number in numbers if (pair := self.fitting[number]) is not None]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from pausebench.data.batches import Batch
+from pausebench.data.batch import Batch
 from pausebench.model.decoder import Decoder
 from pausebench.pauses import IGNORE_INDEX
 

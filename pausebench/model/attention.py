@@ -52,6 +52,10 @@ class AttentionMask:
         """The same mask for rows ``start`` to ``start + count`` of the batch."""
         return self._each(lambda tensor: tensor.narrow(0, start, count))
 
+    def pick(self, rows: Tensor) -> AttentionMask:
+        """The same mask for these rows (int64) of the batch."""
+        return self._each(lambda tensor: tensor[rows])
+
     def to(self, device: torch.device) -> AttentionMask:
         return self._each(lambda tensor: tensor.to(device))
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from pausebench.data.batches import Batch
+from pausebench.data.batch import Batch
 from pausebench.model.decoder import Decoder
 from pausebench.pauses import IGNORE_INDEX
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pausebench.data.batches import Batch, Batches
+from pausebench.data.batch import Batch, Batches
 from pausebench.errors import Interrupted, RunFailed
 from pausebench.groups import Precision, TrainConfig
 from pausebench.model.decoder import Decoder
@@ -86,7 +86,7 @@ class Trainer:
             for step in range(self.position.step + 1, self.config.steps + 1):
                 batch = self.batches.batch(step)
                 self._step(step, batch)
-                tokens = batch.input_ids.numel()
+                tokens = batch.tokens
                 self.position.step = step
                 self.position.tokens += tokens
                 flops += tokens * self.model.flops_per_token(batch.attention_length)
@@ -130,7 +130,7 @@ class Trainer:
         rate = learning_rate(step, self.config)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        supervised = int((batch.labels[:, -batch.last :] != IGNORE_INDEX).sum())
+        supervised = batch.supervised
         if supervised == 0:
             raise RunFailed(f"{self.folder.path}: the batch of step {step} has no position with a loss.")
         rows = len(batch.input_ids)

@@ -14,7 +14,7 @@ import time
 import torch
 
 from pausebench import pauses
-from pausebench.data.batches import Batch
+from pausebench.data.batch import Batch
 from pausebench.groups import AttentionKind, ModelConfig
 from pausebench.model.attention import AttentionMask
 from pausebench.model.decoder import Decoder

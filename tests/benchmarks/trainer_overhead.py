@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 
 from pausebench.commands.runs import build_model
-from pausebench.data.batches import Batches, RowLayout, generated_batches
+from pausebench.data.batch import Batches
+from pausebench.data.batches import RowLayout, generated_batches
 from pausebench.data.embedded import build_world
 from pausebench.groups import (
     AttentionKind,

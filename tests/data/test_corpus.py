@@ -18,7 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pausebench.data import corpus, vocabulary
-from pausebench.data.batches import Batch, Batches, text_batches
+from pausebench.data.batch import Batch, Batches
+from pausebench.data.batches import text_batches
 from pausebench.data.corpus import TRAIN, VALIDATION, FileCorpus, PackedRows, fingerprint, open_corpus, shuffled
 from pausebench.data.embedded import VALIDATION_SEED
 from pausebench.data.tokenizer import ByteTokenizer, Tokenizer

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from pausebench.data.batches import Batch, Batches, RowLayout, document_batches, generated_batches
+from pausebench.data.batch import Batch, Batches
+from pausebench.data.batches import RowLayout, document_batches, generated_batches
 from pausebench.data.embedded import (
     TEST_SEED,
     VALIDATION_SEED,

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pausebench.data.batches import Batch, DatasetBatches, EncodedExamples, RowLayout
+from pausebench.data.batch import Batch
+from pausebench.data.batches import DatasetBatches, EncodedExamples, RowLayout
 from pausebench.data.packing import pack, partition
 from pausebench.data.task_rows import DatasetRows, _open_task
 from pausebench.data.tokenizer import BpeTokenizer

@@ -14,7 +14,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pausebench.data.batches import Batch, Batches, DatasetBatches, RowLayout
+from pausebench.data.batch import Batch, Batches
+from pausebench.data.batches import DatasetBatches, RowLayout
 from pausebench.data.files import Located, read_split
 from pausebench.data.lengths import encode, fit
 from pausebench.data.task_rows import VALIDATION_MOST, DatasetRows, GeneratedRows, open_task

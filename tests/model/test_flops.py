@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from pausebench.data.batches import Batch, EncodedExamples, RowLayout
+from pausebench.data.batch import Batch
+from pausebench.data.batches import EncodedExamples, RowLayout
 from pausebench.data.tokenizer import WordTokenizer
 from pausebench.evaluation import evaluator
 from pausebench.evaluation.generate import Answer, generate

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pausebench.data.batches import Batch, EncodedExamples, RowLayout
+from pausebench.data.batch import Batch
+from pausebench.data.batches import EncodedExamples, RowLayout
 from pausebench.groups import AttentionKind, PauseVisibility, Placement
 from pausebench.model.attention import AttentionMask, decoding_mask, take_apart
 from pausebench.model.decoder import Decoder

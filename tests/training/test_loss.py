@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pausebench.data.batches import Batch, Batches, EncodedExamples, RowLayout
+from pausebench.data.batch import Batch, Batches
+from pausebench.data.batches import EncodedExamples, RowLayout
 from pausebench.groups import AttentionKind, Placement, Precision, TrackingConfig, TrainConfig
 from pausebench.model.attention import AttentionMask
 from pausebench.model.decoder import Decoder

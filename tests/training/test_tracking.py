@@ -15,6 +15,7 @@ from hydra import compose, initialize_config_dir
 
 from pausebench import cli
 from pausebench.config import COMMANDS
+from pausebench.groups import Identity
 from pausebench.help import conf_dir
 from pausebench.training import tracking
 
@@ -178,7 +179,7 @@ def test_only_what_the_paper_measured_stands_beside_its_figure(change: dict[str,
 
 @pytest.mark.parametrize("command", [name for name in COMMANDS if hasattr(COMMANDS[name], "tracking")])
 def test_tracking_is_no_part_of_what_a_run_is(command: str) -> None:
-    assert COMMANDS[command].__dataclass_fields__["tracking"].metadata["identity"] is False
+    assert COMMANDS[command].__dataclass_fields__["tracking"].metadata["identity"] is Identity.never
 
 
 def stored(file: Path) -> list[Any]:

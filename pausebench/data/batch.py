@@ -1,0 +1,109 @@
+"""A batch of rows, one process's share of it, and the batch of any step.
+
+Invariant: the batch of step s is a function of (data, seed, s) alone, and the shares of all ranks together are that
+batch. A resumed run asks for step s + 1 and needs no other state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pausebench.model.attention import AttentionMask
+from pausebench.pauses import IGNORE_INDEX
+
+
+class Share(NamedTuple):
+    """The part of every global batch that one of several processes works on."""
+
+    rank: int = 0
+    ranks: int = 1
+
+    def of(self, rows: int) -> tuple[int, int, int]:
+        """(first row, rows, rows that only fill up) of this rank: all ranks have equally many rows in their batch."""
+        each = -(-rows // self.ranks)
+        first = min(self.rank * each, rows)
+        count = min(each, rows - first)
+        return first, count, each - count
+
+
+ALL = Share()
+
+
+class Batch(NamedTuple):
+    """One batch of rows on the CPU: the global batch, or one rank's share of it.
+
+    input_ids, labels: int64 [B, T]. mask: who attends to whom. last: labels lie in the last so many positions.
+    positions: int64 [B, T] for packed and for shifted rows; None counts from 0. fillers: so many rows at the end have
+    no labels and count for nothing; they give every rank equally many rows.
+    """
+
+    input_ids: Tensor
+    labels: Tensor
+    mask: AttentionMask
+    last: int
+    positions: Tensor | None = None
+    fillers: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """Positions computed for this batch, pauses and padding included."""
+        return (len(self.input_ids) - self.fillers) * self.input_ids.shape[1]
+
+    @property
+    def supervised(self) -> int:
+        """Positions with a label."""
+        return int((self.labels[:, -self.last :] != IGNORE_INDEX).sum())
+
+    def share(self, share: Share) -> Batch:
+        """One rank's rows of this global batch; rows that fill it up are its first row without labels."""
+        first, count, fillers = share.of(len(self.input_ids))
+        if not fillers:
+            return self.rows(first, count)
+        index = torch.tensor([*range(first, first + count), *[0] * fillers])
+        labels = self.labels[index]
+        labels[count:] = IGNORE_INDEX
+        positions = None if self.positions is None else self.positions[index]
+        return Batch(self.input_ids[index], labels, self.mask.pick(index), self.last, positions, fillers)
+
+    @property
+    def attention_length(self) -> float:
+        """Positions that a token's attention spans: T, or in packed rows the length of its document, on average."""
+        documents = self.mask.documents
+        if documents is None:
+            return self.input_ids.shape[1]
+        lengths = documents[documents >= 0].bincount().double()
+        return float(lengths.square().sum() / lengths.sum())
+
+    def rows(self, start: int, count: int) -> Batch:
+        """A slice of the rows."""
+        return Batch(
+            self.input_ids.narrow(0, start, count),
+            self.labels.narrow(0, start, count),
+            self.mask.narrow(start, count),
+            self.last,
+            None if self.positions is None else self.positions.narrow(0, start, count),
+            min(count, max(0, start + count - (len(self.input_ids) - self.fillers))),
+        )
+
+
+class Batches:
+    """The batch of any step: ``make(first, count)`` gives those of steps ``first``, ``first + 1``, ... (from 0)."""
+
+    def __init__(
+        self, make: Callable[[int, int], Sequence[Batch]], together: int, validation: Callable[[int], Batch]
+    ) -> None:
+        self.validation = validation  # training-side rows that no training step reads, at most so many
+        self._make = make
+        self._together = max(1, together)
+        self._cached: tuple[int, Sequence[Batch]] | None = None
+
+    def batch(self, step: int) -> Batch:
+        """The rows of optimizer step ``step`` (1, 2, ...)."""
+        block, offset = divmod(step - 1, self._together)
+        if self._cached is None or self._cached[0] != block:
+            self._cached = (block, self._make(block * self._together, self._together))
+        return self._cached[1][offset]
