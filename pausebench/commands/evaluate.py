@@ -58,7 +58,7 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
         device = choose_device(config.device)
         with cpu_threads(config.threads), stop.watched():
             model = Decoder(finetuned.model, tokenizer.vocab_size)
-            checkpoint.load_checkpoint(run_path / trained["checkpoint"], model)
+            checkpoint.load_weights(run_path / trained["checkpoint"], model)
             model = model.to(device).eval()
             evaluator = Evaluator(
                 model,

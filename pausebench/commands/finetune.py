@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pausebench.commands import runs
-from pausebench.data.batch import Batches
+from pausebench.data.batch import Batches, Share
 from pausebench.data.batches import DatasetBatches, RowLayout, generated_batches
 from pausebench.data.lengths import encode
 from pausebench.data.task_rows import DatasetRows, GeneratedRows, open_task
@@ -17,52 +17,56 @@ from pausebench.stages import FinetuneConfig
 from pausebench.tasks import TASKS
 from pausebench.training import checkpoint, stop
 from pausebench.training.device import choose_device, cpu_threads
+from pausebench.training.parallel import local_device, started
 from pausebench.training.progress import Progress
 
 
 def run(config: FinetuneConfig) -> dict[str, Any]:
     """Train to the last step, or return the result that is already there."""
-    task, rows = TASKS[config.task.name], open_task(config)
-    tokenizer = open_tokenizer(config)
-    parent = runs.find_parent(config, tokenizer.fingerprint)
-    check_length(config, rows, tokenizer, parent, config.pauses, "k")
-    layout = RowLayout.of(config, task, tokenizer)
-    fingerprint = rows.fingerprint(config.seed)
-    folder = runs.finetune_folder(config, parent)
-    folder.check_fingerprint(fingerprint, config.data.allow_changed, "data.allow_changed=true")
-    progress = Progress(folder.name, config.train.steps, config.quiet)
-    say_skipped(rows, progress)
-    if folder.result is not None:
-        return progress.already_done(folder)
-    device = choose_device(config.device)
-    with folder.locked(), stop.watched(), cpu_threads(config.threads):
-        model = runs.build_model(config, tokenizer)
-        if parent.checkpoint is not None:
-            checkpoint.load_checkpoint(parent.checkpoint, model)
-        batches, lengths = open_batches(config, rows, layout, tokenizer, parent)
-        runs.write_manifest(
-            folder,
-            config,
-            model,
-            device,
-            variant=runs.variant(parent.pretraining, config.pauses),
-            pretraining=parent.pretraining,
-            parent=parent.name,
-            pretraining_seed=parent.seed,
-            pretraining_visibility=parent.pause_visibility,
-            shift=config.shift,
-            filler=tokenizer.spelling(layout.pause_id),
-            task=task.name,
-            corpus=config.corpus_name,
-            pretrained_length=parent.length,
-            tokenizer=tokenizer.fingerprint,
-            data_fingerprint=fingerprint,
-            **rows.about(),
-            tokens_per_step=batches.batch(1).input_ids.numel(),
-            **lengths,
-        )
-        result = runs.train(folder, config, model, batches, device, progress, group=task.name)
-    return progress.done(folder, result)
+    device = local_device(choose_device(config.device))
+    with started(config.parallel, device, config.train.hang_seconds) as ranks:
+        task, rows = TASKS[config.task.name], open_task(config)
+        tokenizer = open_tokenizer(config)
+        parent = runs.find_parent(config, tokenizer.fingerprint)
+        check_length(config, rows, tokenizer, parent, config.pauses, "k")
+        layout = RowLayout.of(config, task, tokenizer)
+        fingerprint = rows.fingerprint(config.seed)
+        folder = runs.finetune_folder(config, parent)
+        folder.check_fingerprint(fingerprint, config.data.allow_changed, "data.allow_changed=true")
+        progress = Progress(folder.name, config.train.steps, config.quiet or not ranks.is_first)
+        if ranks.is_first:
+            say_skipped(rows, progress)
+        if folder.result is not None:
+            return progress.already_done(folder)
+        with ranks.on_first(folder.locked()), stop.watched(), cpu_threads(config.threads):
+            model = runs.build_model(config, tokenizer, device, ranks)
+            if parent.checkpoint is not None:
+                checkpoint.load_weights(parent.checkpoint, model)
+            batches, lengths = open_batches(config, rows, layout, tokenizer, parent, ranks.share)
+            runs.write_manifest(
+                folder,
+                config,
+                model,
+                device,
+                ranks,
+                variant=runs.variant(parent.pretraining, config.pauses),
+                pretraining=parent.pretraining,
+                parent=parent.name,
+                pretraining_seed=parent.seed,
+                pretraining_visibility=parent.pause_visibility,
+                shift=config.shift,
+                filler=tokenizer.spelling(layout.pause_id),
+                task=task.name,
+                corpus=config.corpus_name,
+                pretrained_length=parent.length,
+                tokenizer=tokenizer.fingerprint,
+                data_fingerprint=fingerprint,
+                **rows.about(),
+                tokens_per_step=batches.batch(1).input_ids.numel(),
+                **lengths,
+            )
+            result = runs.train(folder, config, model, batches, device, progress, ranks, group=task.name)
+        return progress.done(folder, result)
 
 
 def say_skipped(rows: GeneratedRows | DatasetRows, progress: Progress) -> None:
@@ -77,13 +81,14 @@ def open_batches(
     layout: RowLayout,
     tokenizer: Tokenizer,
     parent: runs.Parent,
+    share: Share,
 ) -> tuple[Batches, dict[str, int]]:
     """The training batches, and how many rows of the training split were cut to fit or left out of them."""
     if isinstance(rows, GeneratedRows):
-        return generated_batches(config, layout), {}
+        return generated_batches(config, layout, share), {}
     limit, _ = length_limit(config, parent)
     packed = DatasetBatches(rows, layout, tokenizer, limit)
-    return packed.batches(config.seed, config.train.batch_size), {
+    return packed.batches(config.seed, config.train.batch_size, share), {
         "rows_truncated": packed.truncated,
         "rows_too_long": packed.left_out,
     }

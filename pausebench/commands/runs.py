@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from pausebench.model.decoder import Decoder
 from pausebench.results.run_folder import NUMERICS_VERSION, RunFolder, read_json, run_name, write_atomically, write_json
 from pausebench.stages import FinetuneConfig, PretrainConfig, TrainingConfig
 from pausebench.training.device import describe
+from pausebench.training.parallel import Ranks, fill
 from pausebench.training.progress import Progress
 from pausebench.training.tracking import Tracker, reference
 from pausebench.training.trainer import Trainer
@@ -226,9 +227,16 @@ def _checked(parent: Parent, config: FinetuneConfig, tokenizer: str) -> Parent:
 
 
 def write_manifest(
-    folder: RunFolder, config: PretrainConfig | FinetuneConfig, model: Decoder, device: torch.device, **fields: Any
+    folder: RunFolder,
+    config: PretrainConfig | FinetuneConfig,
+    model: Decoder,
+    device: torch.device,
+    ranks: Ranks,
+    **fields: Any,
 ) -> None:
-    """config.yaml and manifest.json of a training run."""
+    """config.yaml and manifest.json of a training run, by its first rank."""
+    if not ranks.is_first:
+        return
     folder.create()
     write_atomically(folder.path / "config.yaml", OmegaConf.to_yaml(plain(config)))
     write_json(
@@ -242,7 +250,8 @@ def write_manifest(
             "model": plain(config.model),
             "parameters": model.parameter_count(),
             "precision": config.precision.value,
-            "world_size": 1,
+            "world_size": ranks.count,
+            "parallel": ranks.kind and ranks.kind.value,
             "device": describe(device),
             "versions": {
                 "pausebench": __version__,
@@ -254,10 +263,19 @@ def write_manifest(
     )
 
 
-def build_model(config: PretrainConfig | FinetuneConfig, tokenizer: Tokenizer) -> Decoder:
-    """The decoder of a config for a vocabulary, drawn from the run's seed."""
-    model = Decoder(config.model, tokenizer.vocab_size)
-    model.initialize(config.seed)
+def build_model(
+    config: PretrainConfig | FinetuneConfig, tokenizer: Tokenizer, device: torch.device, ranks: Ranks
+) -> Decoder:
+    """The decoder of a config for a vocabulary, drawn from the run's seed: the same for any number of ranks."""
+    if ranks.sharded:
+        with torch.device("meta"):  # no rank ever holds the whole model
+            model = Decoder(config.model, tokenizer.vocab_size)
+        ranks.distribute(model, config.precision, device)
+    else:
+        model = Decoder(config.model, tokenizer.vocab_size)
+    model.initialize(config.seed, fill)
+    if config.train.activation_checkpointing:
+        model.recompute_blocks()
     return model
 
 
@@ -268,13 +286,16 @@ def train(
     batches: Batches,
     device: torch.device,
     progress: Progress,
+    ranks: Ranks,
     *,
     group: str,
 ) -> dict[str, Any]:
     """Train to the last step and write ``result.json``; ``group`` is the run's group in W&B."""
     resolved = plain(config)
+    ranks.barrier()  # the manifest is there
     cell = {**resolved, "task": None, "data": config.data.source.value, **folder.manifest}
-    tracker = Tracker(config.tracking, folder.path, group, resolved, cell, progress, reference(cell))
+    tracking = replace(config.tracking, enabled=config.tracking.enabled and ranks.is_first)
+    tracker = Tracker(tracking, folder.path, group, resolved, cell, progress, reference(cell))
     trainer = Trainer(
         model,
         batches,
@@ -284,8 +305,11 @@ def train(
         device=device,
         tracker=tracker,
         progress=progress,
+        ranks=ranks,
     )
     with tracker:
         result = trainer.train()
-    write_json(folder.path / "result.json", result)
+    if ranks.is_first:
+        write_json(folder.path / "result.json", result)
+    ranks.barrier()
     return result

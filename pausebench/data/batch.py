@@ -54,6 +54,11 @@ class Batch(NamedTuple):
         return (len(self.input_ids) - self.fillers) * self.input_ids.shape[1]
 
     @property
+    def meaningful(self) -> int:
+        """Positions of text: no pause, no padding."""
+        return self.tokens
+
+    @property
     def supervised(self) -> int:
         """Positions with a label."""
         return int((self.labels[:, -self.last :] != IGNORE_INDEX).sum())

@@ -17,6 +17,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from pausebench.groups import ModelConfig
 from pausebench.model.attention import AttentionMask, Documents, attend, attend_documents, take_apart
@@ -65,6 +66,7 @@ class Block(nn.Module):
         super().__init__()
         d, m = config.d_model, config.d_mlp
         self.layer = layer
+        self.recomputed = False  # whether the backward pass runs this block again instead of keeping its activations
         self.n_heads = config.n_heads
         self.activation = ACTIVATIONS[config.activation]
         self.norm_attention = nn.LayerNorm(d)
@@ -83,6 +85,19 @@ class Block(nn.Module):
         slots: Tensor | None,
     ) -> Tensor:
         """[B, T, D] -> [B, last, D]: every position is read, the last ones are computed."""
+        if self.recomputed and torch.is_grad_enabled():
+            again: Tensor = checkpoint(self._compute, x_BTD, allowed, last, cache, slots, use_reentrant=False)
+            return again
+        return self._compute(x_BTD, allowed, last, cache, slots)
+
+    def _compute(
+        self,
+        x_BTD: Tensor,
+        allowed: Tensor | Documents | None,
+        last: int,
+        cache: KeyValueCache | None,
+        slots: Tensor | None,
+    ) -> Tensor:
         T, D = x_BTD.shape[1:]
         normed = self.norm_attention(x_BTD)
         if last == T:
@@ -163,16 +178,17 @@ class Decoder(nn.Module):
         return F.linear(hidden, self.token_embedding.weight)
 
     @torch.no_grad()
-    def initialize(self, seed: int) -> None:
+    def initialize(self, seed: int, fill: Callable[[Tensor, Tensor], object] = Tensor.copy_) -> None:
         """Draw all weights from ``seed`` with the scales of the model's config; norms 1 and 0, biases 0.
 
-        Outputs of the residual branches are divided by sqrt(2 x layers), as in GPT-2.
+        Outputs of the residual branches are divided by sqrt(2 x layers), as in GPT-2. ``fill(weight, drawn)`` puts a
+        weight in its place, where that is not a plain copy (sharded models).
         """
         generator = torch.Generator().manual_seed(seed)
         residual = 1 / math.sqrt(2 * self.config.n_layers)
 
         def normal(weight: Tensor, std: float) -> None:
-            weight.copy_(torch.empty(weight.shape).normal_(0.0, std, generator=generator))
+            fill(weight, torch.empty(weight.shape).normal_(0.0, std, generator=generator))
 
         normal(self.token_embedding.weight, self.config.embedding_std)
         normal(self.position_embedding.weight, self.config.embedding_std)
@@ -184,6 +200,12 @@ class Decoder(nn.Module):
                 std = self.config.linear_std if gain is None else gain / math.sqrt(module.in_features)
                 normal(module.weight, std * (residual if name.endswith("_out") else 1.0))
                 module.bias.zero_()
+
+    def recompute_blocks(self) -> None:
+        """Activation checkpointing: training keeps each block's input alone and computes the rest a second time."""
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            block.recomputed = True
 
     def parameter_count(self) -> int:
         return sum(parameter.numel() for parameter in self.parameters())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pausebench.data.batch import Batch
@@ -12,6 +12,18 @@ from pausebench.model.decoder import Decoder
 from pausebench.pauses import IGNORE_INDEX
 
 CHUNK_LOGITS = 1 << 25  # logits alive at once, 128 MiB in float32; larger heads are recomputed chunk by chunk
+
+
+class Objective(nn.Module):
+    """A decoder with its loss: the module whose backward pass ranks share."""
+
+    def __init__(self, model: Decoder, device: torch.device) -> None:
+        super().__init__()
+        self.model = model
+        self.device = device
+
+    def forward(self, batch: Batch) -> Tensor:
+        return summed_loss(self.model, batch, self.device)
 
 
 def summed_loss(model: Decoder, batch: Batch, device: torch.device) -> Tensor:

@@ -140,9 +140,9 @@ def stepped(model: Decoder, batch: Batch, micro_batch_size: int | None, folder: 
         progress=progress,
     )
     trainer.optimizer = torch.optim.SGD(model.parameters())  # type: ignore[assignment]
-    trainer._step(1, batch)
-    _, total, norm, _ = trainer._unread[0]
-    return model, float(total), float(norm)
+    trainer._step(1, batch, batch.supervised)
+    taken = trainer._unread[0]
+    return model, float(taken.loss), float(taken.norm)
 
 
 @pytest.mark.parametrize("micro_batch_size", [64, 7, 1])

@@ -85,8 +85,8 @@ def test_kill_9_at_a_random_step_leaves_no_trace(seed: int, uninterrupted: tuple
     for fatal in fatal_steps:
 
         def train_until_killed(fatal: int = fatal) -> int:
-            def fragile(self: Trainer, number: int, batch: Any) -> None:
-                step(self, number, batch)
+            def fragile(self: Trainer, number: int, *given: Any) -> None:
+                step(self, number, *given)
                 if number == fatal:
                     kill_me()
 
@@ -152,8 +152,8 @@ def test_a_stop_signal_saves_says_so_and_goes_on(
     said = tmp_path / "said"
 
     def train_until_stopped() -> int:
-        def signalled(self: Trainer, at: int, batch: Any) -> None:
-            step(self, at, batch)
+        def signalled(self: Trainer, at: int, *given: Any) -> None:
+            step(self, at, *given)
             if at == 10:
                 os.kill(os.getpid(), number)
 
@@ -186,11 +186,11 @@ def test_a_loss_that_is_not_finite_stops_and_names_step_and_checkpoint(tmp_path:
     step = Trainer._step
 
     def train_into_nan() -> int:
-        def poisoned(self: Trainer, at: int, batch: Any) -> None:
+        def poisoned(self: Trainer, at: int, *given: Any) -> None:
             if at == 9:
                 with torch.no_grad():
                     self.model.norm_out.weight[0] = float("nan")
-            step(self, at, batch)
+            step(self, at, *given)
 
         Trainer._step = poisoned  # type: ignore[method-assign]
         sys.stderr = said.open("w", buffering=1)

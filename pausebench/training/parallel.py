@@ -1,0 +1,199 @@
+"""One run on many processes: who they are, how the model is spread over them, what they tell each other.
+
+torchrun (or srun, one task a process) starts the processes; torch.distributed does the rest. What ranks agree on goes
+over gloo on the CPU, so that no accelerator is waited for; gradients and weights take the device's own backend.
+
+Invariant: with one process no process group exists and nothing here changes a number.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from pausebench.data.batch import Share
+from pausebench.errors import BadInput, PausebenchError, RunFailed
+from pausebench.groups import Parallel, Precision
+from pausebench.model.decoder import Decoder
+from pausebench.training.heartbeat import Heartbeat
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The processes of this run. ``kind`` is None where there is one; ``heartbeat`` watches the others."""
+
+    share: Share = Share()
+    kind: Parallel | None = None
+    heartbeat: Heartbeat | None = None
+
+    @property
+    def count(self) -> int:
+        return self.share.ranks
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes the run's folder, log lines and W&B."""
+        return self.share.rank == 0
+
+    @property
+    def sharded(self) -> bool:
+        return self.kind is Parallel.fsdp
+
+    def at(self, step: int, place: str) -> None:
+        """Note for the others what this rank is doing: ``heartbeat.PLACES``."""
+        if self.heartbeat is not None:
+            self.heartbeat.at(step, place)
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        """Element-wise sum over ranks, in float64 on the CPU."""
+        if self.count == 1:
+            return list(values)
+        total = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(total)
+        return [float(value) for value in total.tolist()]
+
+    def gathered(self, value: Any) -> list[Any]:
+        """Every rank's value (strings and numbers), in their order."""
+        if self.count == 1:
+            return [value]
+        values: list[Any] = [None] * self.count
+        dist.all_gather_object(values, value)
+        return values
+
+    def first(self, value: Any) -> Any:
+        """The first rank's value."""
+        return self.gathered(value)[0]
+
+    def barrier(self) -> None:
+        self.sum([0.0])
+
+    @contextmanager
+    def on_first(self, context: AbstractContextManager[Any]) -> Iterator[None]:
+        """Enter ``context`` on the first rank alone; the others go on once it is entered."""
+        with context if self.is_first else nullcontext():
+            self.barrier()
+            yield
+
+    def distribute(self, model: Decoder, precision: Precision, device: torch.device) -> None:
+        """fsdp: give a model on the meta device its share of memory here, one FSDP2 unit a block and one for the rest.
+
+        Blocks are gathered in the arithmetic of training, embeddings and the final norm in float32, as autocast reads
+        them on one process; gradients are reduced in float32. The root stays gathered between forward and backward,
+        because the loss reads the tied embedding there.
+        """
+        low = torch.bfloat16 if precision is Precision.bf16 else None
+        policy = MixedPrecisionPolicy(param_dtype=low, reduce_dtype=torch.float32, cast_forward_inputs=False)
+        for block in model.blocks:
+            fully_shard(block, mp_policy=policy)
+        fully_shard(model, mp_policy=MixedPrecisionPolicy(cast_forward_inputs=False))
+        model.to_empty(device=device)
+
+    def wrap(self, objective: nn.Module) -> nn.Module:
+        """ddp: the module whose backward pass averages gradients over ranks; else the objective itself."""
+        if self.kind is not Parallel.ddp:
+            return objective
+        return DistributedDataParallel(objective, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+    @contextmanager
+    def reducing(self, wrapped: nn.Module, model: Decoder, last: bool) -> Iterator[None]:
+        """Around forward and backward of a micro-batch: gradients are exchanged with the last one of a step."""
+        if isinstance(wrapped, DistributedDataParallel):
+            with nullcontext() if last else wrapped.no_sync():
+                yield
+        else:
+            if isinstance(model, FSDPModule):
+                model.set_requires_gradient_sync(last)
+            yield
+
+
+ALONE = Ranks()
+
+
+def fill(target: Tensor, full: Tensor) -> None:
+    """Copy a whole tensor into a parameter; a sharded one takes its share of it, without communication."""
+    if isinstance(target, DTensor):
+        full = distribute_tensor(full.to(target.device), target.device_mesh, target.placements, src_data_rank=None)
+    target.copy_(full)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor with the shares of all ranks (collective), on the CPU."""
+    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().cpu()
+
+
+def local_device(device: torch.device) -> torch.device:
+    """The device of this process: where it sees several GPUs, that of its number on this machine."""
+    if device.type != "cuda":
+        return device
+    index, seen = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if 1 < seen <= index:
+        raise BadInput(
+            f"process {index} of {socket.gethostname()}: torch sees {seen} GPUs there. Start at most one process a "
+            "GPU (torchrun --nproc-per-node=), or type device=cpu."
+        )
+    device = torch.device("cuda", index if seen > 1 else 0)
+    torch.cuda.set_device(device)
+    return device
+
+
+@contextmanager
+def started(kind: Parallel, device: torch.device, hang_seconds: int) -> Iterator[Ranks]:
+    """The ranks that torchrun or srun started this process among; ``ALONE`` outside of them.
+
+    Raises ``RunFailed`` with the name of a rank that was lost while the others worked.
+    """
+    adopt_slurm_tasks()
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count == 1:
+        yield ALONE
+        return
+    rank = int(os.environ["RANK"])
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=timedelta(seconds=2 * hang_seconds))
+    heartbeat = Heartbeat(rank, count, hang_seconds)
+    try:
+        with heartbeat:
+            yield Ranks(Share(rank, count), kind, heartbeat)
+    except PausebenchError:
+        raise
+    except RuntimeError as error:  # what collectives raise when a neighbour is gone
+        raise RunFailed(
+            f"rank {rank} on {socket.gethostname()} lost the others: {str(error).splitlines()[0]} "
+            f"{heartbeat.missing()} Type the same command to go on from the last checkpoint."
+        ) from error
+    finally:
+        dist.destroy_process_group()
+
+
+def adopt_slurm_tasks() -> None:
+    """Take the names of srun's tasks for those of torchrun's processes, where srun started several."""
+    tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
+    if "WORLD_SIZE" in os.environ or not os.environ.get("SLURM_STEP_ID", "").isdigit() or tasks == "1":
+        return
+    names = os.environ.get("SLURM_STEP_NODELIST", "localhost")
+    try:
+        listed = subprocess.run(["scontrol", "show", "hostnames", names], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise BadInput(
+            f"srun started {tasks} tasks, but scontrol does not list their nodes ({error}). Start them with torchrun."
+        ) from None
+    os.environ.update(
+        WORLD_SIZE=tasks,
+        RANK=os.environ["SLURM_PROCID"],
+        LOCAL_RANK=os.environ["SLURM_LOCALID"],
+        MASTER_ADDR=listed.stdout.split()[0],
+        MASTER_PORT=str(20000 + int(os.environ["SLURM_JOB_ID"]) % 20000),  # two jobs on a node must not meet
+    )
