@@ -105,7 +105,7 @@ class Ranks:
         """ddp: the module whose backward pass averages gradients over ranks; else the objective itself."""
         if self.kind is not Parallel.ddp:
             return objective
-        return DistributedDataParallel(objective, broadcast_buffers=False, gradient_as_bucket_view=True)
+        return DistributedDataParallel(objective, gradient_as_bucket_view=True)
 
     @contextmanager
     def reducing(self, wrapped: nn.Module, model: Decoder, last: bool) -> Iterator[None]:
@@ -166,16 +166,22 @@ def started(kind: Parallel, device: torch.device, hang_seconds: int) -> Iterator
     heartbeat = Heartbeat(rank, count, hang_seconds)
     try:
         with heartbeat:
-            yield Ranks(Share(rank, count), kind, heartbeat)
-    except PausebenchError:
-        raise
-    except RuntimeError as error:  # what collectives raise when a neighbour is gone
-        raise RunFailed(
-            f"rank {rank} on {socket.gethostname()} lost the others: {str(error).splitlines()[0]} "
-            f"{heartbeat.missing()} Type the same command to go on from the last checkpoint."
-        ) from error
+            try:
+                yield Ranks(Share(rank, count), kind, heartbeat)
+            except PausebenchError:
+                raise
+            except RuntimeError as error:  # what collectives raise when a neighbour is gone
+                raise RunFailed(
+                    f"rank {rank} on {socket.gethostname()} lost the others. {heartbeat.missing()} "
+                    f"({_first_line(error)}.) Type the same command to go on from the last checkpoint."
+                ) from error
     finally:
         dist.destroy_process_group()
+
+
+def _first_line(error: Exception) -> str:
+    """What torch says, without the place in its source."""
+    return str(error).splitlines()[0].rpartition("] ")[2].partition(". ")[0]
 
 
 def adopt_slurm_tasks() -> None:
