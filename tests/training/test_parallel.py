@@ -1,4 +1,4 @@
-"""One run on many processes gives what it gives on one: losses, checkpoints on any number of ranks, stops, lost ranks."""
+"""Many processes give what one gives: losses, checkpoints for any number of ranks, stops, the names of lost ranks."""
 
 import json
 import os
