@@ -25,9 +25,9 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from pausebench.data.batch import Share
-from pausebench.errors import BadInput, PausebenchError, RunFailed
+from pausebench.errors import BadInput, RunFailed
 from pausebench.groups import Parallel, Precision
-from pausebench.model.decoder import Decoder
+from pausebench.model.decoder import Block, Decoder
 from pausebench.training.heartbeat import Heartbeat
 
 
@@ -90,15 +90,18 @@ class Ranks:
     def distribute(self, model: Decoder, precision: Precision, device: torch.device) -> None:
         """fsdp: give a model on the meta device its share of memory here, one FSDP2 unit a block and one for the rest.
 
-        Blocks are gathered in the arithmetic of training, embeddings and the final norm in float32, as autocast reads
-        them on one process; gradients are reduced in float32. The root stays gathered between forward and backward,
-        because the loss reads the tied embedding there.
+        Matrices are gathered in the arithmetic of training, norms and embeddings in float32, as autocast reads them on
+        one process; gradients are reduced in float32. The root stays gathered between forward and backward, because
+        the loss reads the tied embedding there.
         """
+        full = MixedPrecisionPolicy(cast_forward_inputs=False)
         low = torch.bfloat16 if precision is Precision.bf16 else None
         policy = MixedPrecisionPolicy(param_dtype=low, reduce_dtype=torch.float32, cast_forward_inputs=False)
         for block in model.blocks:
+            assert isinstance(block, Block)
+            fully_shard([block.norm_attention, block.norm_mlp], mp_policy=full)
             fully_shard(block, mp_policy=policy)
-        fully_shard(model, mp_policy=MixedPrecisionPolicy(cast_forward_inputs=False))
+        fully_shard(model, mp_policy=full)
         model.to_empty(device=device)
 
     def wrap(self, objective: nn.Module) -> nn.Module:
@@ -168,10 +171,10 @@ def started(kind: Parallel, device: torch.device, hang_seconds: int) -> Iterator
         with heartbeat:
             try:
                 yield Ranks(Share(rank, count), kind, heartbeat)
-            except PausebenchError:
-                raise
-            except RuntimeError as error:  # what collectives raise when a neighbour is gone
-                raise RunFailed(
+            except RuntimeError as error:
+                if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+                    raise
+                raise RunFailed(  # what collectives raise when a neighbour is gone
                     f"rank {rank} on {socket.gethostname()} lost the others. {heartbeat.missing()} "
                     f"({_first_line(error)}.) Type the same command to go on from the last checkpoint."
                 ) from error

@@ -12,7 +12,7 @@ import math
 import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor
 
 from pausebench.data.batch import Batch, Batches
 from pausebench.errors import Interrupted, RunFailed
-from pausebench.groups import OnBadStep, Precision, TrainConfig
+from pausebench.groups import OnBadStep, Parallel, Precision, TrainConfig
 from pausebench.model.decoder import Decoder
 from pausebench.results.run_folder import RunFolder, read_metrics
 from pausebench.training import checkpoint, stop
@@ -103,7 +103,9 @@ class Trainer:
         """
         self._resume()
         peak = peak_flops(self.device, self._dtype, torch.get_num_threads()) * self.ranks.count
-        self.batches.batch(self.position.step + 1)  # made before the clock starts
+        first = self.batches.batch(self.position.step + 1)  # made before the clock starts
+        if self.ranks.kind is Parallel.ddp:
+            self._settle(first)
         began, began_tokens, flops = time.perf_counter(), self.position.tokens, 0.0
         with self.progress:
             for step in range(self.position.step + 1, self.config.steps + 1):
@@ -139,17 +141,29 @@ class Trainer:
                         self.tracker.log(row)
                         self.progress.update(row)
                     began, began_tokens, flops = time.perf_counter(), self.position.tokens, 0.0
-                saved = last or step % self.config.checkpoint_every == 0
-                if saved:
+                if last or step % self.config.checkpoint_every == 0:
                     self._save()
                 if not last and (stops if self.ranks.count > 1 else stop.reason() is not None):
-                    if not saved:
-                        self._save()
-                    raise Interrupted(
-                        f"{stop.reason() or 'another rank was stopped'}: saved step {step} of {self.config.steps} in "
-                        f"{self.folder.path}. Type the same command to go on from there."
-                    )
+                    self._stop()
         return self._summary()
+
+    def _stop(self) -> NoReturn:
+        """Save where the run stands, and say so."""
+        step = self.position.step
+        if step not in checkpoint.steps_of(self.folder.path):
+            self._save()
+        raise Interrupted(
+            f"{stop.reason() or 'another rank was stopped'}: saved step {step} of {self.config.steps} in "
+            f"{self.folder.path}. Type the same command to go on from there."
+        )
+
+    def _settle(self, batch: Batch) -> None:
+        """One backward pass without a step: DDP orders its buckets by the first one, and sums of three ranks or more
+        depend on that order, so that a run that goes on would differ in its last bits from one that was not stopped."""
+        with self._autocast():
+            loss = self._objective(batch.rows(0, 1))
+        loss.backward()
+        self.optimizer.zero_grad()
 
     def _summary(self) -> dict[str, Any]:
         path = checkpoint.path_of(self.folder.path, self.position.step)
@@ -180,6 +194,9 @@ class Trainer:
         size = self.config.micro_batch_size or rows
         total = torch.zeros((), device=self.device)
         for start in range(0, rows, size):
+            if start and self.ranks.count == 1 and stop.reason() is not None:
+                self.optimizer.zero_grad()
+                self._stop()  # a step may take minutes; nothing was changed yet
             part = batch.rows(start, min(size, rows - start))
             with self.ranks.reducing(self._objective, self.model, last=start + size >= rows):
                 with self._autocast():

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from pausebench import cli
 from pausebench.results import run_folder
 from pausebench.training import checkpoint, stop
+from pausebench.training.loss import Objective
 from pausebench.training.trainer import Trainer
 
 SPEED = ("tokens_per_second", "mfu")
@@ -169,6 +170,32 @@ def test_a_stop_signal_saves_says_so_and_goes_on(
     assert not (run / "lock.json").exists()
     assert in_child(lambda: cli.run(f"{COMMANDS[command]} runs={tmp_path / 'runs'}".split())) == 0
     assert_same_end(run, reference)
+
+
+def test_a_stop_between_micro_batches_does_not_wait_for_the_step(tmp_path: Path) -> None:
+    words = f"{COMMANDS['pretrain']} train.micro_batch_size=4"
+    assert in_child(lambda: cli.run(f"{words} runs={tmp_path / 'whole'}".split())) == 0
+    seen = 0
+
+    def train_until_stopped() -> int:
+        loss = Objective.forward
+
+        def signalled(self: Objective, batch: Any) -> Any:
+            nonlocal seen
+            seen += 1
+            if seen == 4 * 10 + 2:  # the second of four micro-batches of step 11
+                os.kill(os.getpid(), signal.SIGTERM)
+            return loss(self, batch)
+
+        Objective.forward = signalled  # type: ignore[method-assign]
+        code = cli.run(f"{words} runs={tmp_path / 'stopped'}".split())
+        return code if seen == 4 * 10 + 2 else 98
+
+    assert in_child(train_until_stopped) == 130
+    run = only_run(tmp_path / "stopped", "pretrain")
+    assert checkpoint.steps_of(run)[-1] == 10
+    assert in_child(lambda: cli.run(f"{words} runs={tmp_path / 'stopped'}".split())) == 0
+    assert_same_end(run, only_run(tmp_path / "whole", "pretrain"))
 
 
 def test_a_process_asked_to_stop_starts_no_further_cell(tmp_path: Path) -> None:
