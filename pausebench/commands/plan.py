@@ -57,8 +57,8 @@ def run(config: PlanConfig, cells: Cells) -> dict[str, Any]:
         console.print(f"{_layout_title(pretrain, config, device)}:", soft_wrap=True)
         console.print(_layout_table(layouts))
         console.print(
-            f"Rows of a micro-batch: train.micro_batch_size, and the most that fit, of {pretrain.train.batch_size} a step. "
-            "train.activation_checkpointing=true recomputes activations, parallel=fsdp shares the weights.\n",
+            f"Rows of a micro-batch: train.micro_batch_size, and the most that fit, of {pretrain.train.batch_size} a "
+            "step. train.activation_checkpointing=true recomputes activations, parallel=fsdp shares the weights.\n",
             soft_wrap=True,
         )
     for line in _formulas(plan, planned, config, device):
