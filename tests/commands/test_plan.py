@@ -92,6 +92,25 @@ def test_the_worked_example_of_the_docs_is_what_the_command_prints(
     assert [line.rstrip() for line in printed] == [line.removeprefix("    ").rstrip() for line in shown.splitlines()]
 
 
+def test_the_layouts_take_the_micro_batch_of_the_pretraining_and_the_devices_given(
+    tmp_path: Path, offline: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["result=text", "model=1b", "data=hub", "seeds=1", "smaller=false", "gpus=2"]
+    layouts = plan(tmp_path, *words, 'pretrain_overrides=["train.micro_batch_size=16"]')["layouts"]
+    assert sorted({layout["devices"] for layout in layouts}) == [1, 2, 8, 64]
+    assert {layout["rows"] for layout in layouts} == {16, 4}, "64 devices have four of the 256 rows each"
+    kept, recomputed = layouts[:2]
+    assert not kept["fits"] and recomputed["fits"]
+    line = next(line for line in capsys.readouterr().out.splitlines() if " fsdp " in line and line.split()[0] == "2")
+    fsdp = next(layout for layout in layouts if layout["parallel"] == "fsdp")
+    assert line.split()[2:5] == ["kept", "16", f"{sum(fsdp['memory'].values()) / 1e9:.1f}"]
+
+
+def test_a_model_that_fits_anywhere_has_no_table_of_memory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert plan(tmp_path, "result=demo", "seeds=1", "smaller=false")["layouts"]
+    assert "memory of a device" not in capsys.readouterr().out
+
+
 def test_each_smaller_version_costs_less_and_its_command_plans_the_same_cells(tmp_path: Path, offline: None) -> None:
     found = plan(tmp_path, "result=text", "model=1b", "data=hub", "seeds=4")
     assert [version["what"] for version in found["smaller"]] == [
