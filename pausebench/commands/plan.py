@@ -189,7 +189,9 @@ def _layouts(pretrain: PretrainConfig, config: PlanConfig, device: Device) -> li
 
 
 def _layout_title(pretrain: PretrainConfig, config: PlanConfig, device: Device) -> str:
-    room = "" if device.memory is None else f" (fits: within {1 - cost.RESERVE:.0%} of {_bytes(device.memory)})"
+    room = (
+        "" if device.memory is None else f" (fits: within {100 * (1 - cost.RESERVE):.0f} % of {_bytes(device.memory)})"
+    )
     return (
         f"Pretraining model={pretrain.model.name} on rows of {pretrain.sequence_length:,} tokens in "
         f"{pretrain.precision.value}: memory of a device{room}, tokens/s of all at mfu={config.mfu:g}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -79,17 +80,29 @@ def test_the_plan_of_the_large_model_needs_no_network_and_pretraining_dominates(
     assert f"{hours:,.0f}" in out and f"{hours / 8 / 24:,.1f} days" in out
 
 
-def test_the_worked_example_of_the_docs_is_what_the_command_prints(
-    tmp_path: Path, offline: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("command", "whole"), [("gpu=h100 gpus=8", True), ("model=130m gpu=h100 smaller=false", False)]
+)
+def test_the_examples_of_the_docs_are_what_the_command_prints(
+    tmp_path: Path,
+    offline: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+    whole: bool,
 ) -> None:
+    """The whole page of the larger model, the memory of the smaller."""
     text = (Path(__file__).parents[2] / "docs" / "cost.md").read_text()
-    block = text.partition("\n    $ pausebench plan ")[2].partition("\n\n## ")[0]
-    command, _, shown = block.partition("\n")
+    block = text.partition(f"\n    $ pausebench plan result=table1 {command}\n")[2]
+    shown = takewhile(lambda line: line.startswith("    ") or not line, block.splitlines())
+    lines = [line.removeprefix("    ") for line in shown if line]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "100")
-    assert cli.run(["plan", *shlex.split(command)]) == 0
-    printed = capsys.readouterr().out.rstrip().splitlines()
-    assert [line.rstrip() for line in printed] == [line.removeprefix("    ").rstrip() for line in shown.splitlines()]
+    assert cli.run(["plan", "result=table1", *shlex.split(command)]) == 0
+    printed = [line.rstrip() for line in capsys.readouterr().out.splitlines() if line.strip()]
+    first = printed.index(lines[0])
+    assert printed[first : first + len(lines)] == lines
+    assert len(lines) == (len(printed) if whole else 12)
 
 
 def test_the_layouts_take_the_micro_batch_of_the_pretraining_and_the_devices_given(

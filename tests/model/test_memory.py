@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 
 import pytest
 import torch
@@ -156,6 +158,7 @@ def test_the_peak_of_a_whole_model_on_a_device_is_within_2_percent_of_torchs(
             micro_batch(model, ids)
         seen = tracked(tracker, "peak")["Total"]
     expected = step_memory(MODELS[name], V, length, rows, activation_checkpointing=checkpointing)
+    print(f"{name}, {rows} x {length}: {expected.total / seen - 1:+.2%}")
     assert expected.total == pytest.approx(seen, rel=0.02)
 
 
@@ -194,6 +197,7 @@ def test_the_peak_of_a_share_of_the_model_is_within_2_percent_of_torchs(
     expected = step_memory(
         MODELS[name], V, length, rows, devices=8, parallel=Parallel.fsdp, activation_checkpointing=checkpointing
     )
+    print(f"{name}, {rows} x {length}: {(expected.total - expected.optimizer) / seen - 1:+.2%}")
     assert expected.total - expected.optimizer == pytest.approx(seen, rel=0.02)
 
 
@@ -228,6 +232,24 @@ def test_the_peak_of_a_real_step_is_within_3_percent_of_what_the_allocator_gave_
     )
     print(f"{name}: {peak / 1e6:,.1f} MB measured, {(expected.total - expected.states) / 1e6:,.1f} MB by formula")
     assert expected.total - expected.states == pytest.approx(peak, rel=0.03)
+
+
+def test_the_table_of_the_docs_is_what_the_formulas_say() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "cost.md").read_text()
+    lines = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith(("| 130m |", "| 1b |"))]
+    assert len(lines) == 12
+    for name, devices, activations, *shown in lines:
+        count = int(devices.split()[0].rstrip(","))
+        needed = step_memory(
+            MODELS[name],
+            V,
+            2048,
+            4,
+            devices=count,
+            parallel=Parallel.fsdp,
+            activation_checkpointing=activations == "recomputed",
+        )
+        assert shown == [f"{each / 1e9:.2f}" for each in (*dataclasses.astuple(needed), needed.total)]
 
 
 def test_the_formula_knows_how_many_logits_the_loss_keeps_alive() -> None:
