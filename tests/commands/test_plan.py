@@ -102,7 +102,7 @@ def test_the_examples_of_the_docs_are_what_the_command_prints(
     printed = [line.rstrip() for line in capsys.readouterr().out.splitlines() if line.strip()]
     first = printed.index(lines[0])
     assert printed[first : first + len(lines)] == lines
-    assert len(lines) == (len(printed) if whole else 12)
+    assert len(lines) == (len(printed) if whole else 13)
 
 
 def test_the_layouts_take_the_micro_batch_of_the_pretraining_and_the_devices_given(

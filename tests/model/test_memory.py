@@ -61,7 +61,7 @@ def micro_batch(model: Decoder, ids: Tensor, precision: Precision = Precision.bf
     total.backward()
 
 
-def later_micro_batch(model: Decoder, optimizer: torch.optim.Optimizer) -> None:
+def prepare_later_micro_batch(model: Decoder, optimizer: torch.optim.Optimizer) -> None:
     """Leave gradients and moments as the first micro-batch of a later step finds them."""
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
@@ -150,7 +150,7 @@ def test_the_peak_of_a_whole_model_on_a_device_is_within_2_percent_of_torchs(
         if checkpointing:
             recompute_blocks(model)
         optimizer = build_optimizer(model, TrainConfig())
-        later_micro_batch(model, optimizer)
+        prepare_later_micro_batch(model, optimizer)
         ids = torch.zeros(rows, length, dtype=torch.int64)
         tracker = MemTracker()
         tracker.track_external(model, optimizer, ids)
@@ -176,7 +176,7 @@ def eight_devices() -> Iterator[None]:
 def test_the_peak_of_a_share_of_the_model_is_within_2_percent_of_torchs(
     eight_devices: None, name: str, length: int, rows: int, checkpointing: bool
 ) -> None:
-    """Without the moments: torch's tracker counts those of a sharded tensor twice, once whole."""
+    """Without the moments: of a sharded tensor torch's tracker counts the whole ones beside the share."""
     mesh = init_device_mesh("cpu", (8,))
     bf16 = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
     with FakeTensorMode():
@@ -218,7 +218,7 @@ def test_the_peak_of_a_real_step_is_within_3_percent_of_what_the_allocator_gave_
     if checkpointing:
         recompute_blocks(model)
     optimizer = build_optimizer(model, TrainConfig())
-    later_micro_batch(model, optimizer)
+    prepare_later_micro_batch(model, optimizer)
     ids = torch.zeros(rows, 512, dtype=torch.int64)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         micro_batch(model, ids, precision)
