@@ -21,12 +21,14 @@ from pausebench.config import PlanConfig
 from pausebench.groups import Source, TokenizerKind
 from pausebench.model.flops import matrix_weights, parameters, training_flops_per_token
 from pausebench.results import cost
-from pausebench.results.cost import Cost, Device, PlannedCell, RowLengths
+from pausebench.results.cost import Cost, Device, Layout, PlannedCell, RowLengths
 from pausebench.results.run_folder import write_json
 from pausebench.stages import FinetuneConfig, PretrainConfig, TrainingConfig
 from pausebench.training.device import peak_flops
 
 TOKENS_A_PARAMETER = 20  # Hoffmann et al. 2022
+DEVICES = (1, 8, 64)  # whose memory is shown, beside gpus=
+WORTH_A_TABLE = 1e9  # bytes of weights, gradients and moments from which memory is a question
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,19 @@ def run(config: PlanConfig, cells: Cells) -> dict[str, Any]:
     command = plan.as_json("")["command"]
     console.print(f"{command}\n{_assumptions(config, device)}\n", soft_wrap=True)
     console.print(_stage_table(planned, config))
-    for line in [*_remarks(plan, planned, config, device), "", *_formulas(plan, planned, config, device)]:
+    for line in [*_remarks(plan, planned, config, device), ""]:
+        console.print(line, soft_wrap=True)
+    pretrain = _largest_pretraining(plan)
+    layouts = [] if pretrain is None else _layouts(pretrain, config, device)
+    if pretrain is not None and layouts[0].memory.states > WORTH_A_TABLE:
+        console.print(f"{_layout_title(pretrain, config, device)}:", soft_wrap=True)
+        console.print(_layout_table(layouts))
+        console.print(
+            f"Rows of a micro-batch: train.micro_batch_size, and the most that fit, of {pretrain.train.batch_size} a "
+            "step. train.activation_checkpointing=true recomputes activations, parallel=fsdp shares the weights.\n",
+            soft_wrap=True,
+        )
+    for line in _formulas(plan, planned, config, device):
         console.print(line, soft_wrap=True)
     if versions:
         console.print("\nSmaller versions; each is the command that runs it:", soft_wrap=True)
@@ -57,7 +71,8 @@ def run(config: PlanConfig, cells: Cells) -> dict[str, Any]:
     if config.json is not None:
         about = {"command": command, "gpu": config.gpu, "gpus": config.gpus, "mfu": config.mfu}
         smaller = [{"what": v.what, "command": v.command, "total": cost.as_json(v.cells)["total"]} for v in versions]
-        write_json(Path(config.json), about | cost.as_json(planned) | {"smaller": smaller})
+        more = {"smaller": smaller, "layouts": [layout.as_json() for layout in layouts]}
+        write_json(Path(config.json), about | cost.as_json(planned) | more)
     return {"names": []}
 
 
@@ -163,6 +178,44 @@ def _stage_table(planned: Sequence[PlannedCell], config: PlanConfig) -> Table:
     return table
 
 
+def _largest_pretraining(plan: Plan) -> PretrainConfig | None:
+    largest = _largest(plan)
+    return largest if isinstance(largest, PretrainConfig) else None
+
+
+def _layouts(pretrain: PretrainConfig, config: PlanConfig, device: Device) -> list[Layout]:
+    counts = sorted({*DEVICES, config.gpus})
+    return cost.layouts(pretrain, vocabulary(pretrain), device, config.mfu, counts)
+
+
+def _layout_title(pretrain: PretrainConfig, config: PlanConfig, device: Device) -> str:
+    room = (
+        "" if device.memory is None else f" (fits: within {100 * (1 - cost.RESERVE):.0f} % of {_bytes(device.memory)})"
+    )
+    return (
+        f"Pretraining model={pretrain.model.name} on rows of {pretrain.sequence_length:,} tokens in "
+        f"{pretrain.precision.value}: memory of a device{room}, tokens/s of all at mfu={config.mfu:g}"
+    )
+
+
+def _layout_table(layouts: Sequence[Layout]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("devices", "parallel", "activations", "rows", "memory", "fits", "most rows", "tokens/s"):
+        table.add_column(name, justify="left" if name in ("parallel", "activations") else "right", no_wrap=True)
+    for layout in layouts:
+        table.add_row(
+            str(layout.devices),
+            layout.parallel.value if layout.devices > 1 else "",
+            "recomputed" if layout.activation_checkpointing else "kept",
+            str(layout.rows),
+            _bytes(layout.memory.total),
+            "" if layout.fits is None else "yes" if layout.fits else "no",
+            "" if layout.largest_rows is None else str(layout.largest_rows),
+            f"{layout.tokens_per_second:,.0f}",
+        )
+    return table
+
+
 def _remarks(plan: Plan, planned: Sequence[PlannedCell], config: PlanConfig, device: Device) -> list[str]:
     """What dominates, what does not fit, and what the wall time takes for granted."""
     stages = cost.by_command(planned)
@@ -174,11 +227,16 @@ def _remarks(plan: Plan, planned: Sequence[PlannedCell], config: PlanConfig, dev
     if stages[hoarder].checkpoints > stages[hoarder].cells:
         line += " 'overrides=[\"train.keep_checkpoints=1\"]' keeps at most two a run."
     lines.append(line)
-    apart = sum(spent.wall_seconds_undivided(config.gpus) for spent in stages.values())
-    if apart > 1.01 * cost.total(planned).wall_seconds(config.gpus):
+    divided = cost.total(planned).wall_seconds(config.gpus)
+    apart = divided + sum(
+        spent.wall_seconds_undivided(config.gpus) - spent.wall_seconds(config.gpus)
+        for command, spent in stages.items()
+        if command != "pretrain"
+    )
+    if apart > 1.01 * divided:
         lines.append(
-            f"Wall time divides the work evenly over {config.gpus} devices. A run takes one device so far: with one "
-            f"a run, side by side, it is at least {_time(apart)}."
+            f"Wall time divides the work evenly over {config.gpus} devices. Finetunings and evaluations take one "
+            f"device each: with those side by side it is at least {_time(apart)}."
         )
     largest = _largest(plan)
     if largest is not None:

@@ -9,12 +9,14 @@ Units: FLOPs, bytes and seconds on one device, unless a name says otherwise.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 from pausebench.config import EvaluateConfig
-from pausebench.groups import ModelConfig, Precision, TrainConfig
+from pausebench.groups import ModelConfig, Parallel, Precision, TrainConfig
 from pausebench.model.flops import (
     finetuning_flops,
     inference_flops,
@@ -22,11 +24,13 @@ from pausebench.model.flops import (
     scoring_flops,
     training_flops_per_token,
 )
+from pausebench.model.memory import StepMemory, step_memory
 from pausebench.stages import FinetuneConfig, PretrainConfig
 
 WEIGHT_BYTES = 4  # float32
 CHECKPOINT_BYTES = 3 * WEIGHT_BYTES  # a weight and AdamW's two moments
 TRAINING_BYTES = 4 * WEIGHT_BYTES  # the same and the gradient; activations come on top
+RESERVE = 0.1  # of a device's memory, for what model.memory does not count
 TOKEN_CHARACTERS = 4.4  # of English a token of GPT-2's
 ROW_CHARACTERS = 300  # field names and numbers of a line of predictions.jsonl
 
@@ -147,6 +151,68 @@ def pretrain_cost(config: PretrainConfig, vocab_size: int, device: Device, mfu: 
     row = config.sequence_length * training_flops_per_token(config.model, vocab_size, config.sequence_length)
     tokens = config.train.steps * config.train.batch_size * config.sequence_length
     return _trained(config, vocab_size, device, mfu, row, tokens)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One way to spread a pretraining over devices.
+
+    rows, largest_rows: of a micro-batch on one device, as configured and the most that fit (None where nobody said how
+    much memory the device has). fits: whether the configured ones do.
+    """
+
+    devices: int
+    parallel: Parallel
+    activation_checkpointing: bool
+    rows: int
+    memory: StepMemory
+    fits: bool | None
+    largest_rows: int | None
+    tokens_per_second: float
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self) | {"parallel": self.parallel.value}
+
+
+def layouts(
+    config: PretrainConfig, vocab_size: int, device: Device, mfu: float, device_counts: Sequence[int]
+) -> list[Layout]:
+    """Each number of devices with ddp and fsdp, activations kept and recomputed.
+
+    tokens/s = devices x peak x mfu / FLOPs a token. What is recomputed is work as well, though MFU does not count it:
+    a third of the blocks' FLOPs comes on top, and the same share of the peak is taken to be reached.
+    """
+    model, length = config.model, config.sequence_length
+    assert length is not None
+    flops = training_flops_per_token(model, vocab_size, length)
+    recomputed = (flops - 6 * vocab_size * model.d_model) / 3
+    peak = device.bf16 if config.precision is Precision.bf16 else device.fp32
+    room = None if device.memory is None else (1 - RESERVE) * device.memory
+    found = []
+    for devices in device_counts:
+        share = math.ceil(config.train.batch_size / devices)
+        rows = min(config.train.micro_batch_size or share, share)
+        for parallel in Parallel if devices > 1 else [Parallel.ddp]:
+            for checkpointing in (False, True):
+                memory = partial(
+                    step_memory,
+                    model,
+                    vocab_size,
+                    length,
+                    precision=config.precision,
+                    devices=devices,
+                    parallel=parallel,
+                    activation_checkpointing=checkpointing,
+                )
+                largest = None if room is None else _largest_rows(memory, room, share)
+                speed = min(devices, config.train.batch_size) * peak * mfu / (flops + checkpointing * recomputed)
+                fits = None if largest is None else rows <= largest
+                found.append(Layout(devices, parallel, checkpointing, rows, memory(rows), fits, largest, speed))
+    return found
+
+
+def _largest_rows(memory: Callable[[int], StepMemory], room: float, most: int) -> int:
+    return bisect_right(range(1, most + 1), room, key=lambda rows: memory(rows).total)
 
 
 def finetune_cost(config: FinetuneConfig, lengths: RowLengths, vocab_size: int, device: Device, mfu: float) -> Cost:

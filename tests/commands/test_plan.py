@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -79,17 +80,48 @@ def test_the_plan_of_the_large_model_needs_no_network_and_pretraining_dominates(
     assert f"{hours:,.0f}" in out and f"{hours / 8 / 24:,.1f} days" in out
 
 
-def test_the_worked_example_of_the_docs_is_what_the_command_prints(
-    tmp_path: Path, offline: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("command", "whole"), [("gpu=h100 gpus=8", True), ("model=130m gpu=h100 smaller=false", False)]
+)
+def test_the_examples_of_the_docs_are_what_the_command_prints(
+    tmp_path: Path,
+    offline: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+    whole: bool,
 ) -> None:
+    """The whole page of the larger model, the memory of the smaller."""
     text = (Path(__file__).parents[2] / "docs" / "cost.md").read_text()
-    block = text.partition("\n    $ pausebench plan ")[2].partition("\n\n## ")[0]
-    command, _, shown = block.partition("\n")
+    block = text.partition(f"\n    $ pausebench plan result=table1 {command}\n")[2]
+    shown = takewhile(lambda line: line.startswith("    ") or not line, block.splitlines())
+    lines = [line.removeprefix("    ") for line in shown if line]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "100")
-    assert cli.run(["plan", *shlex.split(command)]) == 0
-    printed = capsys.readouterr().out.rstrip().splitlines()
-    assert [line.rstrip() for line in printed] == [line.removeprefix("    ").rstrip() for line in shown.splitlines()]
+    assert cli.run(["plan", "result=table1", *shlex.split(command)]) == 0
+    printed = [line.rstrip() for line in capsys.readouterr().out.splitlines() if line.strip()]
+    first = printed.index(lines[0])
+    assert printed[first : first + len(lines)] == lines
+    assert len(lines) == (len(printed) if whole else 13)
+
+
+def test_the_layouts_take_the_micro_batch_of_the_pretraining_and_the_devices_given(
+    tmp_path: Path, offline: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["result=text", "model=1b", "data=hub", "seeds=1", "smaller=false", "gpus=2"]
+    layouts = plan(tmp_path, *words, 'pretrain_overrides=["train.micro_batch_size=16"]')["layouts"]
+    assert sorted({layout["devices"] for layout in layouts}) == [1, 2, 8, 64]
+    assert {layout["rows"] for layout in layouts} == {16, 4}, "64 devices have four of the 256 rows each"
+    kept, recomputed = layouts[:2]
+    assert not kept["fits"] and recomputed["fits"]
+    line = next(line for line in capsys.readouterr().out.splitlines() if " fsdp " in line and line.split()[0] == "2")
+    fsdp = next(layout for layout in layouts if layout["parallel"] == "fsdp")
+    assert line.split()[2:5] == ["kept", "16", f"{sum(fsdp['memory'].values()) / 1e9:.1f}"]
+
+
+def test_a_model_that_fits_anywhere_has_no_table_of_memory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert plan(tmp_path, "result=demo", "seeds=1", "smaller=false")["layouts"]
+    assert "memory of a device" not in capsys.readouterr().out
 
 
 def test_each_smaller_version_costs_less_and_its_command_plans_the_same_cells(tmp_path: Path, offline: None) -> None:

@@ -31,7 +31,8 @@ from pausebench.groups import (
     WorldConfig,
 )
 from pausebench.model.decoder import Decoder
-from pausebench.model.flops import finetuning_flops, inference_flops, scoring_flops
+from pausebench.model.flops import finetuning_flops, inference_flops, scoring_flops, training_flops_per_token
+from pausebench.model.memory import step_memory
 from pausebench.results import cost
 from pausebench.results.cost import DEVICES, TYPICAL, Cost, PlannedCell, RowLengths
 from pausebench.stages import FinetuneConfig, PretrainConfig
@@ -55,6 +56,31 @@ PRETRAIN = PretrainConfig(**GROUPS, sequence_length=2048, train=PAPER)
 TRAIN = TrainConfig(steps=600, batch_size=32, validate_every=200, checkpoint_every=200)
 FINETUNE = FinetuneConfig(**GROUPS, task=TaskConfig("piqa"), k=10, train=TRAIN)
 LENGTHS = RowLengths(100.0, 5.0, 90.0, 4.0, test_rows=50)
+
+
+def test_the_most_rows_that_fit_do_and_one_more_does_not() -> None:
+    room = (1 - cost.RESERVE) * 80e9
+    for layout in cost.layouts(PRETRAIN, V, DEVICES["h100"], 0.4, [1, 8, 64]):
+        share = 256 // layout.devices
+        most = layout.largest_rows
+        assert most is not None and 1 <= most <= share
+
+        def needed(rows: int, layout: cost.Layout = layout) -> float:
+            how = {"devices": layout.devices, "parallel": layout.parallel}
+            kept = layout.activation_checkpointing
+            return step_memory(ONE_B, V, 2048, rows, activation_checkpointing=kept, **how).total
+
+        assert needed(most) <= room and (most == share or needed(most + 1) > room)
+        assert (layout.rows, layout.fits) == (share, most == share), "without train.micro_batch_size, all of them"
+
+
+def test_tokens_a_second_are_the_peak_shared_out_and_recomputing_costs_a_third_of_the_blocks() -> None:
+    one, recomputed, *_, many = cost.layouts(PRETRAIN, V, DEVICES["h100"], 0.4, [1, 512])
+    flops = training_flops_per_token(ONE_B, V, 2048)
+    assert one.tokens_per_second == pytest.approx(0.4 * 989e12 / flops)
+    blocks = flops - 6 * V * 2048
+    assert one.tokens_per_second / recomputed.tokens_per_second == pytest.approx(1 + blocks / 3 / flops)
+    assert many.tokens_per_second == pytest.approx(256 * recomputed.tokens_per_second), "a row is not divided"
 
 
 def test_pretraining_of_the_paper_costs_200_billion_tokens_and_its_time_follows_from_them() -> None:
