@@ -20,7 +20,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -110,16 +110,10 @@ class Ranks:
             return objective
         return DistributedDataParallel(objective, gradient_as_bucket_view=True)
 
-    @contextmanager
-    def reducing(self, wrapped: nn.Module, model: Decoder, last: bool) -> Iterator[None]:
-        """Around forward and backward of a micro-batch: gradients are exchanged with the last one of a step."""
-        if isinstance(wrapped, DistributedDataParallel):
-            with nullcontext() if last else wrapped.no_sync():
-                yield
-        else:
-            if isinstance(model, FSDPModule):
-                model.set_requires_gradient_sync(last)
-            yield
+    def accumulating(self, wrapped: nn.Module) -> AbstractContextManager[Any]:
+        """ddp: around a micro-batch that is not the last of its step, whose gradients stay here. fsdp reduces them with
+        every one: whole gradients are what its memory has no room for."""
+        return wrapped.no_sync() if isinstance(wrapped, DistributedDataParallel) else nullcontext()
 
 
 ALONE = Ranks()

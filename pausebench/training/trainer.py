@@ -198,7 +198,8 @@ class Trainer:
                 self.optimizer.zero_grad()
                 self._stop()  # a step may take minutes; nothing was changed yet
             part = batch.rows(start, min(size, rows - start))
-            with self.ranks.reducing(self._objective, self.model, last=start + size >= rows):
+            last = start + size >= rows
+            with nullcontext() if last else self.ranks.accumulating(self._objective):
                 with self._autocast():
                     loss = self._objective(part) / supervised
                 (loss * self.ranks.count).backward()  # ranks average their gradients; what is wanted is the sum
