@@ -133,6 +133,8 @@ class Trainer:
                     seconds = time.perf_counter() - began
                     row["tokens_per_second"] = (self.position.tokens - began_tokens) / seconds
                     row["mfu"] = flops / seconds / peak
+                    if self.device.type == "cuda":
+                        row["peak_memory_bytes"] = torch.cuda.max_memory_allocated(self.device)
                     if validate:
                         self.ranks.at(step, "validating")
                         row["validation_loss"] = self._validate(step)
