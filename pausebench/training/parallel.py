@@ -157,9 +157,22 @@ def started(kind: Parallel, device: torch.device, hang_seconds: int) -> Iterator
     if count == 1:
         yield ALONE
         return
+    names = ("RANK", "MASTER_ADDR", "MASTER_PORT")
+    if missing := [name for name in names if name not in os.environ]:
+        raise BadInput(
+            f"WORLD_SIZE={count} without {', '.join(missing)}: start several processes with torchrun or srun, or unset "
+            "WORLD_SIZE for one."
+        )
     rank = int(os.environ["RANK"])
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(seconds=2 * hang_seconds))
+    try:
+        dist.init_process_group(backend, timeout=timedelta(seconds=2 * hang_seconds))
+    except dist.DistError as error:
+        raise RunFailed(
+            f"rank {rank} of {count} on {socket.gethostname()} did not meet the others at "
+            f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} ({_first_line(error)}). Are all of them started, "
+            "and is that address reachable from here?"
+        ) from error
     heartbeat = Heartbeat(rank, count, hang_seconds)
     try:
         with heartbeat:
@@ -178,7 +191,7 @@ def started(kind: Parallel, device: torch.device, hang_seconds: int) -> Iterator
 
 def _first_line(error: Exception) -> str:
     """What torch says, without the place in its source."""
-    return str(error).splitlines()[0].rpartition("] ")[2].partition(". ")[0]
+    return str(error).splitlines()[0].rpartition("] ")[2].partition(". ")[0].rstrip(".")
 
 
 def adopt_slurm_tasks() -> None:

@@ -278,3 +278,17 @@ def test_tasks_of_srun_become_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(BadInput, match="torchrun"):
         adopt_slurm_tasks()
+
+
+def test_half_an_environment_of_ranks_is_refused_with_what_to_type(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert cli.run(f"{COMMANDS['pretrain']} runs={tmp_path}".split()) == 2
+    assert "torchrun" in capfd.readouterr().err
+
+
+def test_a_rank_that_meets_nobody_says_where_it_looked(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    words = f"{COMMANDS['pretrain']} train.hang_seconds=1 runs={tmp_path}"
+    assert wait_for(start_ranks(1, words, lambda rank: os.environ.update(WORLD_SIZE="2", RANK="1"))) == [1]
+    assert "did not meet the others at 127.0.0.1:" in capfd.readouterr().err
