@@ -50,6 +50,9 @@ DOCUMENTS = ["", *(f"{[100 * number + word for word in range(number * 7 % 23)]} 
 class ListCorpus:
     """A corpus in memory. ``read`` counts the documents taken from it."""
 
+    splits: tuple[str, ...] = (TRAIN, VALIDATION)
+    has_ends = True
+
     def __init__(self, documents: Sequence[str] = DOCUMENTS) -> None:
         self.held = list(documents)
         self.read = 0

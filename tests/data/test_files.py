@@ -163,12 +163,12 @@ def test_a_missing_split_is_named_with_the_files_that_are_there(tmp_path: Path) 
     put(tmp_path, {"train.jsonl": b"{}\n", "validation.csv": b"a,b\n"})
     said = refusal(tmp_path, "validation")
     assert f"{tmp_path}/squad has no split validation: looked for validation.EXT and validation-*.EXT" in said
-    assert "jsonl.gz, jsonl, json, parquet, txt.gz, txt" in said
+    assert "jsonl.gz, jsonl.zst, jsonl, json, parquet, txt.gz, txt.zst, txt" in said
     assert said.endswith("the folder holds train.jsonl, validation.csv.")
 
 
 @pytest.mark.parametrize(
-    "name", ["retrain.jsonl", "train2.jsonl", "train.old.jsonl", "train.JSONL", "train.jsonl.zst", "train"]
+    "name", ["retrain.jsonl", "train2.jsonl", "train.old.jsonl", "train.JSONL", "train.jsonl.bz2", "train"]
 )
 def test_a_name_that_only_looks_like_the_split_is_not_read(name: str, tmp_path: Path) -> None:
     put(tmp_path, {name: json_lines(ROWS)})
