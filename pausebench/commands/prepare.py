@@ -45,7 +45,7 @@ def run(config: PrepareConfig) -> dict[str, Any]:
         shard_tokens = _shard_tokens(folder, config, source)
         _write_manifest(folder, config, tokenizer, source, shard_tokens)
         recorded = [read_part(folder.path, work.split, work.number, dtype) for work in works]
-        with PrepareProgress(folder, len(works), config.quiet) as progress:
+        with PrepareProgress(folder, len(parts[corpus.TRAIN]), config.quiet) as progress:
             write_parts(config.workers or 1, folder.path, text, tokenizer, shard_tokens, works, recorded, progress)
         shards = {
             split: [

@@ -17,7 +17,7 @@ LINE_SECONDS = 10.0  # between two lines where there is no terminal
 
 
 class PrepareProgress:
-    """A context manager; ``update`` takes the totals so far."""
+    """A context manager; ``update`` takes the totals so far. ``parts``: of the training split, its files."""
 
     def __init__(self, folder: RunFolder, parts: int, quiet: bool) -> None:
         self._folder, self._parts, self._quiet = folder, parts, quiet
@@ -37,7 +37,7 @@ class PrepareProgress:
             self._live.stop()
 
     def update(self, documents: int, tokens: int, done: int) -> None:
-        """Documents and tokens so far, those that are not recorded yet included, and parts that are done."""
+        """Documents and tokens so far, those that are not recorded yet included, and training parts that are done."""
         now = time.monotonic()
         began, tokens_before, done_before = self._began = self._began or (now, tokens, done)
         if self._live is None and (self._quiet or now - self._spoke < LINE_SECONDS):

@@ -10,7 +10,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import connection
@@ -81,20 +81,26 @@ def write_parts(
     pool = ProcessPoolExecutor(processes, context, _begin, (job, -(-workers // processes)))
     try:
         futures = [pool.submit(_write, slot, works[slot]) for slot in left]
-        _watch(futures, counters, len(works), len(works) - len(left), progress)
+        training = {future for future, slot in zip(futures, left, strict=True) if works[slot].split == TRAIN}
+        whole = sum(part.done for work, part in zip(works, recorded, strict=True) if work.split == TRAIN)
+        _watch(futures, training, whole, counters, progress)
     finally:
         counters[-1] = 1
         pool.shutdown(cancel_futures=True)
 
 
 def _watch(
-    futures: Sequence[Future[None]], counters: Any, parts: int, done_before: int, progress: PrepareProgress
+    futures: Sequence[Future[None]],
+    training: Set[Future[None]],
+    whole: int,
+    counters: Any,
+    progress: PrepareProgress,
 ) -> None:
-    """Wait for the workers, show what they have done, and pass a stop on to them."""
+    """Wait for the workers, show what they have done, and pass a stop on to them. ``whole``: training parts before."""
     left = set(futures)
     while left:
         finished, left = wait(left, POLL_SECONDS, FIRST_EXCEPTION)
-        done = done_before + sum(future.done() for future in futures)
+        done = whole + sum(future.done() for future in training)
         progress.update(sum(counters[0:-1:2]), sum(counters[1:-1:2]), done)
         try:
             for future in finished:

@@ -57,6 +57,11 @@ def document_batches(config: PretrainConfig, world: World, share: Share = ALL) -
     """One document of a count world a row, padded with end tokens of which the first is a target."""
     tokenizer, length = world.tokenizer, _length(config)
     _pauses_in_a_row(config)
+    if config.pause.trim is Trim.carry:
+        raise BadInput(
+            f"pause.trim=carry with world={config.world.name}: a document has a row of its own, and the next row is "
+            "another's. Leave it out."
+        )
 
     def block(seed: int, start: int, rows: int) -> Batch:
         documents, lengths = tokenizer.encode_batch(world.documents(seed, start, rows))
@@ -80,6 +85,8 @@ def text_batches(
     """
     length, count = _length(config), _pauses_in_a_row(config)
     tokens = length - count if config.pause.trim is Trim.carry else length
+    if tokens < 1:
+        raise BadInput(f"pause.trim=carry with pause_fraction={config.pause_fraction}: a row has no place for text.")
 
     def opened(split: str, seed: int) -> TextRows:
         if isinstance(text, PreparedText):
