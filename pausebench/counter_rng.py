@@ -58,7 +58,7 @@ def permuted(seed: int, stream: str, epochs: Tensor, numbers: Tensor, size: int)
     All tensors int64 [R]. Nothing of the size of the permutation is held: a Feistel network over the next power of two,
     repeated until it lands inside (cycle walking; Black and Rogaway 2002).
     """
-    bits = (size - 1).bit_length()
+    bits = max(8, (size - 1).bit_length())  # halves of less than four bits mix visibly worse
     low = bits // 2
     key = splitmix64(_key(seed, stream) + epochs)
 
