@@ -63,9 +63,10 @@ def test_the_same_bytes_have_the_same_fingerprint_however_they_are_packed(tmp_pa
 
 
 def test_streamed_rows_are_bytes_of_the_file_without_end_tokens(tmp_path: Path) -> None:
-    batch = batches(ByteCorpus(put(tmp_path), "enwik8"), pause=PLAIN).batch(3)
+    batch = batches(ByteCorpus(put(tmp_path), "enwik8"), pause=PLAIN, length=160, batch_size=512).batch(1)
     assert not (batch.input_ids >= BYTE.end_id).any()
-    assert bytes(batch.input_ids[2].tolist()) in CONTENT[:180_000]
+    split = [bytes(row) not in CONTENT[:180_000] for row in batch.input_ids.tolist()]
+    assert sum(split) <= 2, "only where two pieces of 65,536 bytes meet"
 
 
 def test_prepared_rows_are_the_files_own_bytes_in_blocks(tmp_path: Path) -> None:
