@@ -66,7 +66,8 @@ class PrepareConfig(TextConfig):
 
     def resolved(self) -> PrepareConfig:
         """Every open value filled in."""
-        workers = len(os.sched_getaffinity(0)) if self.workers is None else self.workers
+        own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        workers = own if self.workers is None else self.workers
         return dataclasses.replace(self, tokenizer=self.tokenizer.resolved(), workers=workers)
 
 
