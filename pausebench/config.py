@@ -5,6 +5,8 @@ Invariant: an object of these classes is valid. The two stages that train are in
 
 from __future__ import annotations
 
+import dataclasses
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +26,7 @@ from pausebench.groups import (
     option,
     require,
 )
-from pausebench.stages import FinetuneConfig, PretrainConfig, RunConfig, ShowConfig, TrainingConfig
+from pausebench.stages import FinetuneConfig, PretrainConfig, RunConfig, ShowConfig, TextConfig, TrainingConfig
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,34 @@ class TasksConfig(RunConfig):
     """List the tasks."""
 
     data: TasksData = option(TasksData, "where rows are counted")
+
+
+@dataclass(frozen=True)
+class PrepareConfig(TextConfig):
+    """Write a corpus as tokens to disk, once for many runs."""
+
+    workers: int | None = option(None, "CPU cores that work on it (none: all)", identity=Identity.never)
+    shard_tokens: int | None = option(
+        None, "tokens in a shard, at most; no result depends on it (none: 67,108,864)", identity=Identity.never
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.workers is None or self.workers >= 1, f"workers={self.workers}", "must be at least 1")
+        valid = self.shard_tokens is None or self.shard_tokens >= 1
+        require(valid, f"shard_tokens={self.shard_tokens}", "must be at least 1")
+        require(
+            not self.embedded,
+            "data=embedded",
+            "generated text has no end and is not prepared",
+            "Type data=hub, or data=files data.root=DIR.",
+        )
+
+    def resolved(self) -> PrepareConfig:
+        """Every open value filled in."""
+        own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        workers = own if self.workers is None else self.workers
+        return dataclasses.replace(self, tokenizer=self.tokenizer.resolved(), workers=workers)
 
 
 @dataclass(frozen=True)
@@ -197,6 +227,7 @@ class ReportConfig(RunConfig):
 
 
 COMMANDS: dict[str, type[RunConfig]] = {
+    "prepare": PrepareConfig,
     "pretrain": PretrainConfig,
     "finetune": FinetuneConfig,
     "evaluate": EvaluateConfig,
@@ -212,6 +243,7 @@ COMMANDS: dict[str, type[RunConfig]] = {
 for _schema in (
     *COMMANDS.values(),
     RunConfig,
+    TextConfig,
     TasksData,
     ModelConfig,
     TrainingConfig,

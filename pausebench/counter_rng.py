@@ -34,13 +34,42 @@ def splitmix64(state: Tensor) -> Tensor:
     return z ^ _shift_right(z, 31)
 
 
+def _key(seed: int, stream: str) -> Tensor:
+    return splitmix64(torch.tensor(_signed(seed * 0x2545F4914F6CDD1D + zlib.crc32(stream.encode()))))
+
+
 def uniform(seed: int, stream: str, rows: Tensor, draws: int) -> Tensor:
     """float64 [rows, draws], uniform in [0, 1).
 
     ``stream`` names what the numbers are for ("pause places", "bits", ...); two streams never share numbers.
     ``rows`` is an int64 vector of row numbers in any order.
     """
-    key = splitmix64(torch.tensor(_signed(seed * 0x2545F4914F6CDD1D + zlib.crc32(stream.encode()))))
-    row_state = splitmix64(splitmix64(key + rows.to(torch.int64)))[:, None]
+    row_state = splitmix64(splitmix64(_key(seed, stream) + rows.to(torch.int64)))[:, None]
     counters = torch.arange(draws, dtype=torch.int64, device=rows.device) * _signed(GOLDEN_GAMMA)
     return _shift_right(splitmix64(row_state + counters), 11).to(torch.float64) * 2.0**-53
+
+
+FEISTEL_ROUNDS = 6
+
+
+def permuted(seed: int, stream: str, epochs: Tensor, numbers: Tensor, size: int) -> Tensor:
+    """Where each of ``numbers`` (0 to size - 1) goes in a permutation of ``size`` things, one for every epoch.
+
+    All tensors int64 [R]. Nothing of the size of the permutation is held: a Feistel network over the next power of two,
+    repeated until it lands inside (cycle walking; Black and Rogaway 2002).
+    """
+    bits = max(8, (size - 1).bit_length())  # halves of less than four bits mix visibly worse
+    low = bits // 2
+    key = splitmix64(_key(seed, stream) + epochs)
+
+    def once(x: Tensor, key: Tensor) -> Tensor:
+        left, right = x >> low, x & ((1 << low) - 1)
+        for number in range(0, FEISTEL_ROUNDS, 2):
+            left = left ^ (splitmix64(key ^ (right * FEISTEL_ROUNDS + number)) & ((1 << bits - low) - 1))
+            right = right ^ (splitmix64(key ^ (left * FEISTEL_ROUNDS + number + 1)) & ((1 << low) - 1))
+        return left << low | right
+
+    places = once(numbers, key)
+    while len(outside := (places >= size).nonzero()[:, 0]):
+        places[outside] = once(places[outside], key[outside])
+    return places

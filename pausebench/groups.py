@@ -222,12 +222,23 @@ class CorpusConfig:
     hub_id: str | None = option(None, "data=hub: the dataset on the hub")
     subset: str | None = option(None, "data=hub: its subset")
     revision: str | None = option(None, "data=hub: its commit")
+    files: int | None = option(
+        None, "the training split's first so many files alone (none: all)", identity=Identity.changed
+    )
+    bytes: bool = option(
+        False,
+        "data=files: one file NAME, NAME.zip or NAME.gz, read as bytes: 90 % train, 5 % validation, 5 % test",
+        identity=Identity.changed,
+    )
     prepared: bool = option(
         False, "read the shards that pausebench prepare wrote instead of the text", identity=Identity.changed
     )
     document_mask: bool = option(
         False, "stop attention at a document's end, where a row holds several", identity=Identity.changed
     )
+
+    def __post_init__(self) -> None:
+        require(self.files is None or self.files >= 1, f"corpus.files={self.files}", "must be at least 1")
 
 
 @dataclass(frozen=True)

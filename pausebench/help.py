@@ -13,6 +13,7 @@ from pausebench.groups import MISSING
 from pausebench.stages import RunConfig
 
 SUMMARIES = {
+    "prepare": "write a corpus as tokens to disk, once for many pretrainings",
     "pretrain": "train a decoder on text, with pauses (PausePT) or without (StdPT)",
     "finetune": "train a pretrained run on a task, with K pauses (PauseFT) or none (StdFT)",
     "evaluate": "score a finetuned run with any number M of pauses",
@@ -25,6 +26,11 @@ SUMMARIES = {
 }
 
 EXAMPLES = {
+    "prepare": (
+        "pausebench prepare corpus=c4",
+        "pausebench prepare corpus=c4 corpus.files=64 workers=16",
+        "pausebench prepare data=files data.root=DIR corpus=text corpus.name=FOLDER tokenizer=bpe",
+    ),
     "pretrain": (
         "pausebench pretrain world=count20 pause=on seed=0",
         "pausebench pretrain -m model=tiny pause=on,off seed=0,1,2",
@@ -61,6 +67,7 @@ EXAMPLES = {
 }
 
 GROUPS = {
+    "prepare": ("data", "corpus", "tokenizer", "world"),
     "pretrain": ("model", "data", "corpus", "tokenizer", "world", "pause", "tracking"),
     "finetune": ("task", "model", "data", "corpus", "tokenizer", "world", "pause", "tracking"),
     "evaluate": ("tracking",),

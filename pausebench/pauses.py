@@ -2,7 +2,7 @@
 
 Three operations, all batched tensor functions without state (Goyal et al., ICLR 2024, sections 3.1 and 5.3):
 
-- ``inject``: pretraining. Pauses at random places of a row, the row cut back to its length; a position whose NEXT
+- ``inject``: pretraining. Pauses at random places of a row, the row cut back to a length; a position whose NEXT
   token is a pause is left out of the loss, a pause whose next token is real is kept in it.
 - ``finetuning_rows``: prefix + K pauses + target (``append``) or K pauses + prefix + target (``prepend``); only the
   target is supervised, so with ``append`` the last pause predicts its first token.
@@ -78,22 +78,25 @@ def draw_places(seed: int, row_numbers: Tensor, length: int, count: int) -> Tens
     return places.sort(dim=1).values
 
 
-def inject(input_ids: Tensor, supervised: Tensor, places: Tensor, pause_id: int) -> tuple[Tensor, Tensor]:
+def inject(
+    input_ids: Tensor, supervised: Tensor, places: Tensor, pause_id: int, length: int | None = None
+) -> tuple[Tensor, Tensor]:
     """Insert a pause at each place, keep the order of the real tokens, cut back to T (section 3.1, Algorithm 1).
 
     Args:
-        input_ids: int64 [B, T], the real tokens.
-        supervised: bool [B, T], whether a token may be a target at all (False for padding).
+        input_ids: int64 [B, R], the real tokens.
+        supervised: bool [B, R], whether a token may be a target at all (False for padding).
         places: int64 [B, N] ascending, from ``draw_places``; N may be 0, which is standard pretraining.
+        length: T, at most R + N. None is R: the tokens that are pushed over the end are lost. With R + N none is.
 
     Returns:
         (input_ids, labels), both int64 [B, T]. labels[b, t] is the next token, or IGNORE_INDEX at the row's end,
         where the next token is a pause, or where it is not supervised.
     """
-    batch, length = input_ids.shape
-    count = places.shape[1]
+    batch, tokens = input_ids.shape
+    count, length = places.shape[1], tokens if length is None else length
     final = places + torch.arange(count, device=places.device)  # a pause moves right by the pauses before it
-    is_pause = torch.zeros(batch, length + count, dtype=torch.bool, device=input_ids.device)
+    is_pause = torch.zeros(batch, tokens + count, dtype=torch.bool, device=input_ids.device)
     is_pause.scatter_(1, final, True)
     is_pause = is_pause[:, :length]
     source = torch.arange(length, device=input_ids.device) - is_pause.cumsum(dim=1)

@@ -54,10 +54,9 @@ class RunConfig:
 
 
 @dataclass(frozen=True)
-class TrainingConfig(RunConfig):
-    """What the two commands that train have in common: a model, a tokenizer and where text and rows come from."""
+class TextConfig(RunConfig):
+    """Where text and rows come from, and the tokenizer."""
 
-    model: ModelConfig = option(MISSING, "group: the decoder; a finetuning's parent must have the same")
     data: DataConfig = option(DataConfig, "group: where rows come from")
     corpus: CorpusConfig = option(MISSING, "group: the pretraining text of data=hub and data=files")
     world: WorldConfig = option(MISSING, "group: the generator of data=embedded")
@@ -110,6 +109,13 @@ class TrainingConfig(RunConfig):
         elif self.tokenizer.kind is not TokenizerKind.bpe:
             fields["tokenizer"] = self.tokenizer.kind.value
         return fields
+
+
+@dataclass(frozen=True)
+class TrainingConfig(TextConfig):
+    """What the two commands that train have in common: a model beside the text."""
+
+    model: ModelConfig = option(MISSING, "group: the decoder; a finetuning's parent must have the same")
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 
-from pausebench.counter_rng import GOLDEN_GAMMA, splitmix64, uniform
+from pausebench.counter_rng import GOLDEN_GAMMA, permuted, splitmix64, uniform
 
 WORD = 1 << 64
 INT64 = st.integers(-(2**63), 2**63 - 1)
@@ -100,3 +100,43 @@ def test_a_rows_numbers_do_not_depend_on_the_rows_drawn_with_it(rows: list[int],
 def test_a_rows_first_numbers_do_not_depend_on_how_many_are_drawn() -> None:
     rows = torch.arange(7)
     assert torch.equal(uniform(5, "bits", rows, 30)[:, :4], uniform(5, "bits", rows, 4))
+
+
+def permutation(size: int, seed: int = 0, epoch: int = 0, stream: str = "order") -> list[int]:
+    numbers = torch.arange(size)
+    places: list[int] = permuted(seed, stream, torch.full_like(numbers, epoch), numbers, size).tolist()
+    return places
+
+
+@pytest.mark.parametrize("size", [*range(1, 40), 63, 64, 65, 1000, 4097, 100_003])
+def test_a_permutation_has_every_place_once(size: int) -> None:
+    assert sorted(permutation(size, seed=size)) == list(range(size))
+
+
+def test_a_permutation_is_another_for_every_epoch_seed_and_stream() -> None:
+    orders = [permutation(500), permutation(500, epoch=1), permutation(500, seed=1), permutation(500, stream="other")]
+    assert len({tuple(order) for order in orders}) == 4
+
+
+def test_a_number_goes_to_the_same_place_alone_and_among_numbers_of_other_epochs() -> None:
+    numbers, epochs = torch.arange(300) % 90, torch.arange(300) // 90
+    together = permuted(5, "order", epochs, numbers, 90)
+    for index in (0, 89, 90, 299):
+        alone = permuted(5, "order", epochs[index : index + 1], numbers[index : index + 1], 90)
+        assert int(alone) == int(together[index])
+
+
+@pytest.mark.parametrize("size", [5, 16, 37])
+def test_over_epochs_every_number_goes_to_every_place_equally_often_and_neighbours_part(size: int) -> None:
+    epochs = torch.arange(4000).repeat_interleave(size)
+    orders = permuted(0, "order", epochs, torch.arange(size).repeat(4000), size).view(4000, size)
+    for number in (0, size // 2, size - 1):
+        assert stats.chisquare(orders[:, number].bincount(minlength=size).numpy()).pvalue > 1e-4
+    distance = (orders[:, 1] - orders[:, 0]) % size
+    assert stats.chisquare(distance.bincount(minlength=size)[1:].numpy()).pvalue > 1e-4
+
+
+def test_a_permutation_of_more_things_than_memory_holds_can_be_asked() -> None:
+    numbers = torch.tensor([0, 1, 10**14 - 1])
+    places = permuted(0, "order", torch.zeros_like(numbers), numbers, 10**14)
+    assert len(set(places.tolist())) == 3 and bool(((places >= 0) & (places < 10**14)).all())

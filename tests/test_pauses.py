@@ -116,6 +116,19 @@ def test_about_186_of_205_pauses_survive_the_cut_of_the_papers_row() -> None:
     assert 3.0 < float(surviving.std()) < 4.5
 
 
+@given(tokens=st.integers(1, 12), count=st.integers(0, 12), seed=st.integers(0, 99))
+def test_a_row_that_is_longer_by_its_pauses_keeps_all_of_them_and_every_token(
+    tokens: int, count: int, seed: int
+) -> None:
+    real = torch.arange(3 * tokens).view(3, tokens) + PAUSE + 1
+    places = draw_places(seed, torch.arange(3), tokens, count)
+    supervised = torch.ones_like(real, dtype=torch.bool)
+    input_ids, labels = inject(real, supervised, places, PAUSE, tokens + count)
+    assert input_ids.shape == labels.shape == (3, tokens + count)
+    assert torch.equal(input_ids[input_ids != PAUSE].view(3, tokens), real)
+    assert torch.equal(inject(real, supervised, places, PAUSE)[0], input_ids[:, :tokens])
+
+
 def test_places_are_uniform_over_all_gaps_of_the_row() -> None:
     places = draw_places(0, torch.arange(2000), 99, 50)
     assert bool((places.diff(dim=1) >= 0).all())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pausebench.commands import runs
+from pausebench.commands import prepared_text, runs
 from pausebench.data import corpus
 from pausebench.data.batch import Batches, Share
 from pausebench.data.batches import document_batches, text_batches
@@ -51,9 +51,12 @@ def run(config: PretrainConfig) -> dict[str, Any]:
 
 
 def open_text(config: PretrainConfig, tokenizer: Tokenizer, share: Share) -> tuple[str, Batches]:
-    """The text's fingerprint and its batches, from a generated world or from a corpus."""
+    """The text's fingerprint and its batches, from a generated world, from prepared shards or from a corpus."""
     if config.embedded and config.world.kind != "english":
         world = build_world(config.world)
         return corpus_fingerprint(world, config.seed), document_batches(config, world, share)
+    if config.corpus.prepared:
+        prepared = prepared_text.find(config, tokenizer)
+        return prepared.fingerprint, text_batches(config, prepared, tokenizer, share)
     text = corpus.open_corpus(config)
     return corpus.fingerprint(text, tokenizer.fingerprint), text_batches(config, text, tokenizer, share)

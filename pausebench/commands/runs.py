@@ -141,11 +141,13 @@ def source_overrides(data: DataConfig) -> list[str]:
 
 
 def corpus_overrides(corpus: CorpusConfig) -> list[str]:
+    files = [] if corpus.files is None else [f"corpus.files={corpus.files}"]
     if corpus.name in choices("corpus"):
-        return [f"corpus={corpus.name}"]
+        return [f"corpus={corpus.name}", *files]
     fields = ("name", "field", "hub_id", "subset", "revision")
     given = [(name, value) for name in fields if (value := getattr(corpus, name)) is not None]
-    return ["corpus=text", *(override(f"corpus.{name}", value) for name, value in given)]
+    as_bytes = ["corpus.bytes=true"] if corpus.bytes else []
+    return ["corpus=text", *(override(f"corpus.{name}", value) for name, value in given), *files, *as_bytes]
 
 
 def tokenizer_overrides(tokenizer: TokenizerConfig) -> list[str]:

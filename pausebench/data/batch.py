@@ -7,6 +7,7 @@ batch. A resumed run asks for step s + 1 and needs no other state.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 import torch
@@ -38,7 +39,8 @@ class Batch(NamedTuple):
 
     input_ids, labels: int64 [B, T]. mask: who attends to whom. last: labels lie in the last so many positions.
     positions: int64 [B, T] for packed and for shifted rows; None counts from 0. fillers: so many rows at the end have
-    no labels and count for nothing; they give every rank equally many rows.
+    no labels and count for nothing; they give every rank equally many rows. text: bool [B, T], False at pauses and
+    padding; None where there are neither.
     """
 
     input_ids: Tensor
@@ -47,6 +49,7 @@ class Batch(NamedTuple):
     last: int
     positions: Tensor | None = None
     fillers: int = 0
+    text: Tensor | None = None
 
     @property
     def tokens(self) -> int:
@@ -55,8 +58,10 @@ class Batch(NamedTuple):
 
     @property
     def meaningful(self) -> int:
-        """Positions of text: no pause, no padding."""
-        return self.tokens
+        """Positions of ``tokens`` that hold text: neither pause nor padding."""
+        if self.text is None:
+            return self.tokens
+        return int(self.text[: len(self.text) - self.fillers].sum())
 
     @property
     def supervised(self) -> int:
@@ -72,7 +77,8 @@ class Batch(NamedTuple):
         labels = self.labels[index]
         labels[count:] = IGNORE_INDEX
         positions = None if self.positions is None else self.positions[index]
-        return Batch(self.input_ids[index], labels, self.mask.pick(index), self.last, positions, fillers)
+        text = None if self.text is None else self.text[index]
+        return Batch(self.input_ids[index], labels, self.mask.pick(index), self.last, positions, fillers, text)
 
     @property
     def attention_length(self) -> float:
@@ -92,6 +98,7 @@ class Batch(NamedTuple):
             self.last,
             None if self.positions is None else self.positions.narrow(0, start, count),
             min(count, max(0, start + count - (len(self.input_ids) - self.fillers))),
+            None if self.text is None else self.text.narrow(0, start, count),
         )
 
 
@@ -112,3 +119,28 @@ class Batches:
         if self._cached is None or self._cached[0] != block:
             self._cached = (block, self._make(block * self._together, self._together))
         return self._cached[1][offset]
+
+
+class Prefetched:
+    """The same batches, each made by a thread of its own while the one before it is trained on.
+
+    Everything is asked of the one thread, so what is behind ``batches`` needs no lock. An error in making a batch is
+    raised where that batch is asked for, and nowhere when it never is.
+    """
+
+    def __init__(self, batches: Batches) -> None:
+        self._batches = batches
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="batches")
+        self._ahead: tuple[int, Future[Batch]] | None = None
+
+    def batch(self, step: int) -> Batch:
+        """The rows of optimizer step ``step``; those of the next step are begun."""
+        ahead, self._ahead = self._ahead, None
+        future = ahead[1] if ahead is not None and ahead[0] == step else self._thread.submit(self._batches.batch, step)
+        made = future.result()
+        self._ahead = (step + 1, self._thread.submit(self._batches.batch, step + 1))
+        return made
+
+    def validation(self, count: int) -> Batch:
+        """Training-side rows that no training step reads, at most so many."""
+        return self._thread.submit(self._batches.validation, count).result()

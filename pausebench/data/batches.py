@@ -16,15 +16,17 @@ from torch import Tensor
 
 from pausebench import pauses
 from pausebench.data.batch import ALL, Batch, Batches, Share
-from pausebench.data.corpus import TRAIN, VALIDATION, Corpus, PackedRows, shuffled
+from pausebench.data.corpus import TRAIN, VALIDATION, Corpus, PackedRows, TextRows, shuffled
 from pausebench.data.embedded import VALIDATION_SEED, World
 from pausebench.data.lengths import Tokens, encode, fit
 from pausebench.data.packing import PackedExamples, pack
+from pausebench.data.shards import PreparedText
 from pausebench.data.task_rows import DatasetRows, GeneratedRows
 from pausebench.data.tokenizer import Tokenizer, pad
 from pausebench.errors import BadInput
-from pausebench.groups import AttentionKind, PauseVisibility, Placement, WorldConfig
+from pausebench.groups import AttentionKind, PauseVisibility, Placement, Trim, WorldConfig
 from pausebench.model.attention import AttentionMask
+from pausebench.pauses import Role
 from pausebench.stages import FinetuneConfig, PretrainConfig
 from pausebench.tasks import TASKS, Task
 
@@ -54,52 +56,80 @@ def _fixed_batches(
 def document_batches(config: PretrainConfig, world: World, share: Share = ALL) -> Batches:
     """One document of a count world a row, padded with end tokens of which the first is a target."""
     tokenizer, length = world.tokenizer, _length(config)
-    count = _pauses_in_a_row(config)
+    _pauses_in_a_row(config)
+    if config.pause.trim is Trim.carry:
+        raise BadInput(
+            f"pause.trim=carry with world={config.world.name}: a document has a row of its own, and the next row is "
+            "another's. Leave it out."
+        )
 
     def block(seed: int, start: int, rows: int) -> Batch:
         documents, lengths = tokenizer.encode_batch(world.documents(seed, start, rows))
         input_ids = torch.full((rows, length), tokenizer.end_id)
         input_ids[:, : documents.shape[1]] = documents[:, :length]
         supervised = torch.arange(length) <= lengths[:, None]
-        return _paused(input_ids, supervised, seed, start, count, tokenizer.pause_id, config.pause_visibility)
+        batch = _paused(config, input_ids, supervised, seed, start, tokenizer.pause_id)
+        text = (batch.input_ids != tokenizer.pause_id) & (ends_before(batch.input_ids, tokenizer.end_id) == 0)
+        return batch._replace(text=text)
 
     return _fixed_batches(block, config.seed, config.train.batch_size, BLOCK_ROWS, share)
 
 
-def text_batches(config: PretrainConfig, corpus: Corpus, tokenizer: Tokenizer, share: Share = ALL) -> Batches:
-    """Full rows of a corpus: documents one after the other, an end token behind each."""
+def text_batches(
+    config: PretrainConfig, text: Corpus | PreparedText, tokenizer: Tokenizer, share: Share = ALL
+) -> Batches:
+    """Full rows of a corpus: documents one after the other, an end token behind each.
+
+    With ``corpus.document_mask`` a document sees itself alone, and its first token is no target: nothing before it
+    could say anything about it. Positions count through the row.
+    """
     length, count = _length(config), _pauses_in_a_row(config)
-    packed = {
-        split: PackedRows(partial(shuffled, corpus, split, seed), tokenizer, length)
-        for split, seed in ((TRAIN, config.seed), (VALIDATION, VALIDATION_SEED))
-    }
+    tokens = length - count if config.pause.trim is Trim.carry else length
+    if tokens < 1:
+        raise BadInput(f"pause.trim=carry with pause_fraction={config.pause_fraction}: a row has no place for text.")
+
+    def opened(split: str, seed: int) -> TextRows:
+        if isinstance(text, PreparedText):
+            return text.rows(split, seed, tokens)
+        return PackedRows(partial(shuffled, text, split, seed), tokenizer, tokens, text.has_ends)
+
+    seeds = ((TRAIN, config.seed), (VALIDATION, VALIDATION_SEED))
+    opened_rows = {split: opened(split, seed) for split, seed in seeds}
 
     def block(seed: int, start: int, rows: int) -> Batch:
-        input_ids = packed[VALIDATION if seed == VALIDATION_SEED else TRAIN].rows(start, rows)
+        input_ids = opened_rows[VALIDATION if seed == VALIDATION_SEED else TRAIN].rows(start, rows)
         supervised = torch.ones_like(input_ids, dtype=torch.bool)
-        return _paused(input_ids, supervised, seed, start, count, tokenizer.pause_id, config.pause_visibility)
+        if not config.corpus.document_mask:
+            return _paused(config, input_ids, supervised, seed, start, tokenizer.pause_id)
+        supervised[:, 1:] = input_ids[:, :-1] != tokenizer.end_id
+        batch = _paused(config, input_ids, supervised, seed, start, tokenizer.pause_id)
+        documents = ends_before(batch.input_ids, tokenizer.end_id) + torch.arange(rows)[:, None] * length
+        return batch._replace(mask=replace(batch.mask, documents=documents))
 
     return _fixed_batches(block, config.seed, config.train.batch_size, BLOCK_TOKENS // length, share)
 
 
+def ends_before(input_ids: Tensor, end_id: int) -> Tensor:
+    """int64 [B, T]: end tokens that stand before each position. An end token belongs to what it ends."""
+    is_end = input_ids == end_id
+    return is_end.cumsum(1) - is_end.to(torch.int64)
+
+
 def _paused(
-    input_ids: Tensor,
-    supervised: Tensor,
-    seed: int,
-    start: int,
-    count: int,
-    pause_id: int,
-    visibility: PauseVisibility,
+    config: PretrainConfig, input_ids: Tensor, supervised: Tensor, seed: int, start: int, pause_id: int
 ) -> Batch:
-    """Rows ``start`` onwards with ``count`` pauses injected in each."""
-    rows, length = input_ids.shape
-    places = pauses.draw_places(seed, torch.arange(start, start + rows), length, count)
-    input_ids, labels = pauses.inject(input_ids, supervised, places, pause_id)
+    """Rows ``start`` onwards with the config's pauses injected in each."""
+    rows, tokens = input_ids.shape
+    length, count, visibility = _length(config), _pauses_in_a_row(config), config.pause_visibility
     mask = AttentionMask(AttentionKind.causal)
-    if count and visibility is not PauseVisibility.all:
+    places = pauses.draw_places(seed, torch.arange(start, start + rows), tokens, count)
+    input_ids, labels = pauses.inject(input_ids, supervised, places, pause_id, length)
+    if not count:
+        return Batch(input_ids, labels, mask, length)
+    if visibility is not PauseVisibility.all:
         roles, readouts = pauses.injected_roles(input_ids, pause_id)
         mask = replace(mask, roles=roles, visibility=visibility, readouts=readouts)
-    return Batch(input_ids, labels, mask, length)
+    return Batch(input_ids, labels, mask, length, text=input_ids != pause_id)
 
 
 def _length(config: PretrainConfig) -> int:
@@ -198,13 +228,13 @@ class RowLayout:
         """One example a row, padded to the longest."""
         rows = self.finetuning_rows(examples)
         last = rows.input_ids.shape[1] - int(rows.readout.min())
-        return Batch(rows.input_ids, rows.labels, self.mask(rows), last, rows.positions)
+        return Batch(rows.input_ids, rows.labels, self.mask(rows), last, rows.positions, text=_is_text(rows.roles))
 
     def packed_batch(self, examples: EncodedExamples) -> Batch:
         """Several examples a row (``data.packing``)."""
         packed = pack(self.finetuning_rows(examples), self.pad_id)
-        mask = self.mask(packed, packed.documents)
-        return Batch(packed.input_ids, packed.labels, mask, packed.input_ids.shape[1], packed.positions)
+        mask, text = self.mask(packed, packed.documents), _is_text(packed.roles)
+        return Batch(packed.input_ids, packed.labels, mask, packed.input_ids.shape[1], packed.positions, text=text)
 
     def inference_rows(self, examples: EncodedExamples) -> pauses.Rows:
         return pauses.inference_rows(
@@ -217,6 +247,10 @@ class RowLayout:
             pad_id=self.pad_id,
             shift=self.shift,
         )
+
+
+def _is_text(roles: Tensor) -> Tensor:
+    return (roles == Role.PREFIX.value) | (roles == Role.TARGET.value)
 
 
 def filler_id(filler: str, tokenizer: Tokenizer) -> int:

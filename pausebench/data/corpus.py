@@ -6,12 +6,17 @@ other with an end token behind each, and the row's edge cuts where it falls.
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import itertools
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Protocol
+from typing import IO, Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -21,8 +26,8 @@ from pausebench.data import files, hub
 from pausebench.data.english import EnglishWorld
 from pausebench.data.tokenizer import Tokenizer
 from pausebench.errors import BadInput
-from pausebench.groups import Source
-from pausebench.stages import TrainingConfig
+from pausebench.groups import Source, TokenizerKind
+from pausebench.stages import TextConfig
 
 TRAIN, VALIDATION = "train", "validation"
 SHUFFLE_DOCUMENTS = 8192  # documents held to shuffle; a whole corpus need not fit in memory
@@ -31,48 +36,148 @@ ENCODED_TOGETHER = 64
 
 
 class Corpus(Protocol):
-    """Documents by split and pass; ``identity`` says what else tells this corpus from a changed one."""
+    """Documents by split and pass; ``identity`` says what else tells this corpus from a changed one.
+
+    splits: those it has. has_ends: whether an end token follows each document. A split comes in parts, the source's
+    files, that can be read side by side: ``parts`` names them.
+    """
+
+    splits: tuple[str, ...]
+    has_ends: bool
 
     def documents(self, split: str, epoch: int) -> Iterator[str]:
         """One pass over a split in its own order."""
+
+    def parts(self, split: str) -> list[str]: ...
+
+    def part(self, split: str, number: int) -> Iterator[str]:
+        """The documents of one part in order."""
 
     def identity(self) -> list[str]: ...
 
 
 class FileCorpus:
-    """Local files (``data.files``)."""
+    """Local files (``data.files``); of the training split the first ``limit``, where one is given."""
 
-    def __init__(self, root: Path, name: str, field: str) -> None:
-        self.root, self.name, self.field = root, name, field
+    splits: tuple[str, ...] = (TRAIN, VALIDATION)
+    has_ends = True
+
+    def __init__(self, root: Path, name: str, field: str, limit: int | None = None) -> None:
+        self.root, self.name, self.field, self.limit = root, name, field, limit
 
     def documents(self, split: str, epoch: int) -> Iterator[str]:
-        for located in files.read_split(self.root, self.name, split):
+        for located in files.read_split(self.root, self.name, split, self._limit(split)):
+            yield _text(located, self.field)
+
+    def parts(self, split: str) -> list[str]:
+        return [f"{path.name} {path.stat().st_size}" for path in self._paths(split)]
+
+    def part(self, split: str, number: int) -> Iterator[str]:
+        for located in files.read_file(self._paths(split)[number]):
             yield _text(located, self.field)
 
     def identity(self) -> list[str]:
-        paths = files.split_files(self.root, self.name, TRAIN)
-        return [f"{path.name} {path.stat().st_size}" for path in paths]
+        return self.parts(TRAIN)
+
+    def _paths(self, split: str) -> list[Path]:
+        return files.split_files(self.root, self.name, split)[: self._limit(split)]
+
+    def _limit(self, split: str) -> int | None:
+        return self.limit if split == TRAIN else None
 
 
 class HubCorpus:
-    """A dataset of the hub, streamed: nothing is stored."""
+    """A dataset of the hub, streamed: nothing is stored. Of the training split the first ``limit`` files."""
 
-    def __init__(self, hub_id: str, subset: str | None, revision: str, field: str) -> None:
-        self.hub_id, self.subset, self.revision, self.field = hub_id, subset, revision, field
+    splits: tuple[str, ...] = (TRAIN, VALIDATION)
+    has_ends = True
+
+    def __init__(self, hub_id: str, subset: str | None, revision: str, field: str, limit: int | None = None) -> None:
+        self.hub_id, self.subset, self.revision, self.field, self.limit = hub_id, subset, revision, field, limit
 
     def documents(self, split: str, epoch: int) -> Iterator[str]:
-        rows = hub.stream_split(self.hub_id, self.subset, self.revision, split)
+        if split == TRAIN and self.limit is not None:
+            for number in range(len(self.parts(split))):
+                yield from self.part(split, number)
+            return
+        yield from self._texts(hub.stream_split(self.hub_id, self.subset, self.revision, split), split)
+
+    def parts(self, split: str) -> list[str]:
+        names = hub.split_files(self.hub_id, self.subset, self.revision, split)
+        return names[: self.limit] if split == TRAIN else names
+
+    def part(self, split: str, number: int) -> Iterator[str]:
+        rows = hub.stream_file(self.hub_id, self.subset, self.revision, split, number)
+        return self._texts(rows, f"{split} file {number}")
+
+    def _texts(self, rows: Iterator[dict[str, Any]], what: str) -> Iterator[str]:
         for number, row in enumerate(rows, start=1):
-            yield _text(files.Located(row, f"{self.hub_id} {split}, row {number}"), self.field)
+            yield _text(files.Located(row, f"{self.hub_id} {what}, row {number}"), self.field)
 
     def identity(self) -> list[str]:
         return [self.hub_id, self.subset or "", self.revision]
+
+
+class ByteCorpus:
+    """One file of bytes, split as enwik8 is: the first 90 % train, the next 5 % validation, the last 5 % test.
+
+    Its documents are pieces of ``PIECE`` bytes with no end token between them: prepared, a split is the file's own
+    bytes; streamed, the pieces are shuffled. Bytes that are no UTF-8 are kept (``surrogateescape``).
+    """
+
+    SHARES: ClassVar = {TRAIN: (0, 90), VALIDATION: (90, 95), "test": (95, 100)}
+    PIECE = 65536
+    splits: tuple[str, ...] = tuple(SHARES)
+    has_ends = False
+
+    def __init__(self, root: Path, name: str) -> None:
+        folder = root / name
+        found = [path for path in (folder / name, folder / f"{name}.zip", folder / f"{name}.gz") if path.is_file()]
+        if not found:
+            raise BadInput(f"{folder / name} does not exist, nor with .zip or .gz; corpus={name} is one file of bytes.")
+        self.path = found[0]
+
+    def documents(self, split: str, epoch: int) -> Iterator[str]:
+        first, last = (self._size * share // 100 for share in self.SHARES[split])
+        with self._opened() as file:
+            file.seek(first)
+            for start in range(first, last, self.PIECE):
+                yield file.read(min(self.PIECE, last - start)).decode(errors="surrogateescape")
+
+    def parts(self, split: str) -> list[str]:
+        first, last = (self._size * share // 100 for share in self.SHARES[split])
+        return [f"{self.path.name} bytes {first} to {last}"]
+
+    def part(self, split: str, number: int) -> Iterator[str]:
+        return self.documents(split, 0)
+
+    def identity(self) -> list[str]:
+        return [f"{self._size} bytes"]
+
+    @cached_property
+    def _size(self) -> int:
+        with self._opened() as file:
+            return sum(map(len, iter(lambda: file.read(1 << 20), b"")))
+
+    @contextmanager
+    def _opened(self) -> Iterator[IO[bytes]]:
+        try:
+            if self.path.suffix == ".zip":
+                with zipfile.ZipFile(self.path) as archive, archive.open(archive.namelist()[0]) as file:
+                    yield file
+            else:
+                with gzip.open(self.path) if self.path.suffix == ".gz" else self.path.open("rb") as file:
+                    yield file  # type: ignore[misc]
+        except (OSError, EOFError, zlib.error, zipfile.BadZipFile, IndexError) as error:
+            raise BadInput(f"{self.path} cannot be read ({error}). Copy or download it again.") from None
 
 
 class WorldCorpus:
     """The documents of the embedded English world: every pass has new ones."""
 
     PASS_DOCUMENTS = 65536
+    splits: tuple[str, ...] = (TRAIN, VALIDATION)
+    has_ends = True
 
     def __init__(self, world: EnglishWorld) -> None:
         self.world = world
@@ -83,30 +188,42 @@ class WorldCorpus:
         for start in range(first, first + self.PASS_DOCUMENTS, 1024):
             yield from self.world.documents(seed, start, 1024)
 
+    def parts(self, split: str) -> list[str]:
+        raise BadInput("generated text has no end and is not prepared. Type data=hub, or data=files data.root=DIR.")
+
+    def part(self, split: str, number: int) -> Iterator[str]:
+        raise AssertionError("it has no parts")
+
     def identity(self) -> list[str]:
         return []
 
 
-def open_corpus(config: TrainingConfig) -> Corpus:
+def open_corpus(config: TextConfig) -> Corpus:
     """The corpus that a config names. Raises ``BadInput`` for one that its source does not have."""
     corpus = config.corpus
     if config.data.source is Source.embedded:
         return WorldCorpus(EnglishWorld(config.world))
     if config.data.source is Source.files:
         assert config.data.root is not None
-        return FileCorpus(Path(config.data.root).expanduser(), corpus.name, corpus.field)
+        root = Path(config.data.root).expanduser()
+        if not corpus.bytes:
+            return FileCorpus(root, corpus.name, corpus.field, corpus.files)
+        if config.tokenizer.kind is not TokenizerKind.byte:
+            raise BadInput(f"corpus={corpus.name} is read as bytes: type tokenizer=byte.")
+        return ByteCorpus(root, corpus.name)
     if corpus.hub_id is None or corpus.revision is None:
         raise BadInput(
             f"corpus={corpus.name} has no place on the hub. Take corpus=c4, give corpus.hub_id= and corpus.revision=, "
             "or type data=files data.root=DIR."
         )
-    return HubCorpus(corpus.hub_id, corpus.subset, corpus.revision, corpus.field)
+    return HubCorpus(corpus.hub_id, corpus.subset, corpus.revision, corpus.field, corpus.files)
 
 
 def fingerprint(corpus: Corpus, tokenizer: str) -> str:
     """Hex digest of the first documents, the tokenizer and what the source itself says (sizes, revision)."""
     sample = islice(corpus.documents(TRAIN, 0), SAMPLE_DOCUMENTS)
-    return hashlib.sha256("\n".join([tokenizer, *corpus.identity(), *sample]).encode()).hexdigest()[:16]
+    said = "\n".join([tokenizer, *corpus.identity(), *sample])
+    return hashlib.sha256(said.encode(errors="surrogateescape")).hexdigest()[:16]
 
 
 def shuffled(corpus: Corpus, split: str, seed: int) -> Iterator[str]:
@@ -134,11 +251,21 @@ def _draws(seed: int, stream: str) -> Iterator[float]:
         yield from uniform(seed, stream, torch.tensor([block]), 4096)[0].tolist()
 
 
+class TextRows(Protocol):
+    """Full rows of text tokens by number."""
+
+    def rows(self, start: int, count: int) -> Tensor:
+        """int64 [count, length]: rows ``start`` onwards."""
+
+
 class PackedRows:
     """Rows of ``length`` tokens cut from a stream of documents that can be started again."""
 
-    def __init__(self, documents: Callable[[], Iterator[str]], tokenizer: Tokenizer, length: int) -> None:
+    def __init__(
+        self, documents: Callable[[], Iterator[str]], tokenizer: Tokenizer, length: int, has_ends: bool = True
+    ) -> None:
         self._documents = documents
+        self._end = [tokenizer.end_id] if has_ends else []
         self._tokenizer = tokenizer
         self._length = length
         self._next_row = 0
@@ -160,8 +287,7 @@ class PackedRows:
             taken += self._held
             self._held = []
             for ids in self._tokenizer.encode_lists(list(islice(self._stream, ENCODED_TOGETHER))):
-                self._held += ids
-                self._held.append(self._tokenizer.end_id)
+                self._held += ids + self._end
         missing = wanted - len(taken)
         taken += self._held[:missing]
         self._held = self._held[missing:]

@@ -1,7 +1,7 @@
 """Rows of local files: ``root/DATASET/SPLIT.EXT``, or ``SPLIT-*.EXT`` for a split in several files.
 
-EXT is jsonl or jsonl.gz (one JSON object a line), json (a list of objects), parquet, txt or txt.gz (documents separated
-by blank lines, each a row ``{"text": ...}``).
+EXT is jsonl (one JSON object a line), json (a list of objects), parquet or txt (documents separated by blank lines,
+each a row ``{"text": ...}``); jsonl and txt may be compressed: jsonl.gz, jsonl.zst.
 
 Invariant: rows come in the order of the files' names and of their lines; every complaint names file and line; every
 string of a row can be encoded.
@@ -10,6 +10,7 @@ string of a row can be encoded.
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import re
 import zlib
@@ -19,7 +20,7 @@ from typing import IO, Any, NamedTuple
 
 from pausebench.errors import BadInput
 
-EXTENSIONS = ("jsonl.gz", "jsonl", "json", "parquet", "txt.gz", "txt")
+EXTENSIONS = ("jsonl.gz", "jsonl.zst", "jsonl", "json", "parquet", "txt.gz", "txt.zst", "txt")
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # half a character, escaped: fine in a pair, no text alone
 
 
@@ -30,19 +31,24 @@ class Located(NamedTuple):
     where: str
 
 
-def read_split(root: Path, dataset: str, split: str) -> Iterator[Located]:
-    """The rows of a split in order.
+def read_split(root: Path, dataset: str, split: str, limit: int | None = None) -> Iterator[Located]:
+    """The rows of a split in order; of its first ``limit`` files where one is given.
 
     Raises ``BadInput`` for a missing folder, dataset or split, an empty one, and every kind of broken file.
     """
     empty = True
-    paths = split_files(root, dataset, split)
+    paths = split_files(root, dataset, split)[:limit]
     for path in paths:
-        for located in _READERS[_extension(path)](path):
+        for located in read_file(path):
             empty = False
             yield located
     if empty:
         raise BadInput(f"{paths[0]} has no rows. Every split needs at least one.")
+
+
+def read_file(path: Path) -> Iterator[Located]:
+    """The rows of one file of a split in order. Raises ``BadInput`` for every kind of broken file."""
+    return _READERS[_extension(path)](path)
 
 
 def has_split(root: Path, dataset: str, split: str) -> bool:
@@ -112,13 +118,23 @@ def _extension(path: Path) -> str:
     return next(extension for extension in EXTENSIONS if path.name.endswith(f".{extension}"))
 
 
+def _opened(path: Path) -> IO[bytes]:
+    """What a file holds, decompressed by the ending of its name."""
+    if path.suffix == ".gz":
+        return gzip.open(path)  # type: ignore[return-value]
+    if path.suffix == ".zst":
+        import pyarrow
+
+        return io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.OSFile(str(path)), "zstd"))
+    return path.open("rb")
+
+
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Numbered lines of a text file, gzip or not."""
+    """Numbered lines of a text file."""
     number = 0
     try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            binary: IO[bytes] = file  # type: ignore[assignment]
-            for number, line in enumerate(binary, start=1):
+        with _opened(path) as file:
+            for number, line in enumerate(file, start=1):
                 yield number, line.decode("utf-8")
     except UnicodeDecodeError as error:
         raise BadInput(
@@ -133,6 +149,10 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
             "download it again."
         ) from None
     except OSError as error:
+        if path.suffix == ".zst" and error.errno is None:  # pyarrow's word for broken data
+            raise BadInput(
+                f"{path}: the zstd data is broken after line {number} ({error}). Copy or download it again."
+            ) from None
         raise BadInput(f"{path} cannot be read ({error.strerror or error}).") from None
 
 
@@ -201,8 +221,10 @@ def _text(path: Path) -> Iterator[Located]:
 _READERS = {
     "jsonl": _json_lines,
     "jsonl.gz": _json_lines,
+    "jsonl.zst": _json_lines,
     "json": _json_list,
     "parquet": _parquet,
     "txt": _text,
     "txt.gz": _text,
+    "txt.zst": _text,
 }

@@ -12,13 +12,14 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from pausebench.errors import BadInput
 
 if TYPE_CHECKING:
-    from datasets import DatasetBuilder
+    from datasets import DatasetBuilder, IterableDataset
 
 T = TypeVar("T")
 
@@ -57,24 +58,58 @@ def stream_split(hub_id: str, subset: str | None, revision: str, split: str) -> 
 
     Raises BadInput where the hub, the dataset, its revision, subset or split cannot be had, at once or while reading.
     """
-    _quiet()
-    repo = _dataset(hub_id, revision)
-    splits = repo.fetch(["README.md"], lambda: _builder(repo, subset).as_streaming_dataset())
-    repo.require_split(split, splits)
+    return _stream(hub_id, subset, revision, split).rows()
 
-    def rows() -> Iterator[dict[str, Any]]:
-        taken, reader = 0, iter(splits[split])
+
+def split_files(hub_id: str, subset: str | None, revision: str, split: str) -> list[str]:
+    """The names of a split's files, in order; none is downloaded. Raises as ``stream_split``."""
+    return _known_stream(hub_id, subset, revision, split).names
+
+
+def stream_file(hub_id: str, subset: str | None, revision: str, split: str, number: int) -> Iterator[dict[str, Any]]:
+    """``stream_split`` of one of its files alone."""
+    return _known_stream(hub_id, subset, revision, split).rows(number)
+
+
+class _Stream(NamedTuple):
+    """A split that is fetched while it is read. names: of its files."""
+
+    repo: _Repo
+    dataset: IterableDataset
+    names: list[str]
+
+    def rows(self, file: int | None = None) -> Iterator[dict[str, Any]]:
+        """Its rows, or those of one of its files."""
+        taken = 0
+        reader = iter(self.dataset if file is None else self.dataset.shard(len(self.names), file))
         while True:
             try:
                 row = next(reader)
             except StopIteration:
                 return
             except Exception as error:
-                raise BadInput(f"{repo.explain(error)} (After {taken} rows.)") from error
+                where = "" if file is None else f" of {self.names[file]}"
+                raise BadInput(f"{self.repo.explain(error)} (After {taken} rows{where}.)") from error
             taken += 1
             yield row
 
-    return rows()
+
+def _stream(hub_id: str, subset: str | None, revision: str, split: str) -> _Stream:
+    _quiet()
+    repo = _dataset(hub_id, revision)
+
+    def opened() -> tuple[DatasetBuilder, dict[str, IterableDataset]]:
+        builder = _builder(repo, subset)
+        return builder, builder.as_streaming_dataset()
+
+    builder, splits = repo.fetch(["README.md"], opened)
+    repo.require_split(split, splits)
+    files = [str(url).rpartition("/")[2] for url in (builder.config.data_files or {}).get(split, [])]
+    parts = splits[split].num_shards
+    return _Stream(repo, splits[split], files if len(files) == parts else [f"part {number}" for number in range(parts)])
+
+
+_known_stream = lru_cache(maxsize=4)(_stream)  # a worker that reads one file after the other lists them once
 
 
 def download(hub_id: str, revision: str, *names: str) -> list[Path]:

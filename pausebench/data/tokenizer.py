@@ -98,7 +98,7 @@ class ByteTokenizer(Tokenizer):
         super().__init__(258, _digest("bytes"))
 
     def encode_lists(self, texts: Sequence[str]) -> list[list[int]]:
-        return [list(text.encode()) for text in texts]
+        return [list(text.encode(errors="surrogateescape")) for text in texts]  # a corpus of bytes need not be UTF-8
 
     def decode(self, ids: Sequence[int]) -> str:
         return bytes(list(ids)).decode(errors="replace")

@@ -18,7 +18,7 @@ from pausebench.data import corpus, hub
 from pausebench.data.embedded import build_world
 from pausebench.data.tokenizer import BpeTokenizer, ByteTokenizer, Tokenizer, train_bpe
 from pausebench.groups import Source, TokenizerKind
-from pausebench.stages import TrainingConfig
+from pausebench.stages import TextConfig
 
 GPT2_HUB_ID = "openai-community/gpt2"
 GPT2_REVISION = "607a30d783dfa663caf39e06633721c8d4cfcd7e"
@@ -26,7 +26,7 @@ GPT2_FOLDER = "gpt2-tokenizer"  # under data.root
 FILES = ("vocab.json", "merges.txt")
 
 
-def open_tokenizer(config: TrainingConfig) -> Tokenizer:
+def open_tokenizer(config: TextConfig) -> Tokenizer:
     """The tokenizer of a config. Raises ``BadInput`` for files that are missing or disagree."""
     kind = config.tokenizer.kind
     if kind is TokenizerKind.words:
@@ -49,7 +49,7 @@ def _gpt2(path: str | None, root: str | None, source: Source) -> Tokenizer:
 _BY_FOLDER = lru_cache(maxsize=4)(lambda folder: BpeTokenizer(*(folder / name for name in FILES)))
 
 
-def _trained(config: TrainingConfig) -> Tokenizer:
+def _trained(config: TextConfig) -> Tokenizer:
     """Train on first use; the files stay in the run root for the next command."""
     settings = config.tokenizer
     assert settings.vocab_size is not None  # resolved

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from pausebench.data.batch import Batch, Batches
+from pausebench.data.batch import Batch, Batches, Prefetched
 from pausebench.errors import Interrupted, RunFailed
 from pausebench.groups import OnBadStep, Parallel, Precision, TrainConfig
 from pausebench.model.decoder import Decoder
@@ -80,7 +80,7 @@ class Trainer:
         ranks: Ranks = ALONE,
     ) -> None:
         self.model = model.to(device)
-        self.batches = batches
+        self.batches = Prefetched(batches) if device.type == "cuda" else batches  # a CPU has no idle thread
         self.config = config
         self.folder = folder
         self.precision = precision

@@ -50,6 +50,9 @@ DOCUMENTS = ["", *(f"{[100 * number + word for word in range(number * 7 % 23)]} 
 class ListCorpus:
     """A corpus in memory. ``read`` counts the documents taken from it."""
 
+    splits: tuple[str, ...] = (TRAIN, VALIDATION)
+    has_ends = True
+
     def __init__(self, documents: Sequence[str] = DOCUMENTS) -> None:
         self.held = list(documents)
         self.read = 0
@@ -449,6 +452,17 @@ def test_a_corpus_of_files_is_trained_on_through_the_same_rows(tmp_path: Path) -
     settings = config(tmp_path, pause=PLAIN, train=TrainConfig(batch_size=4))
     made = text_batches(settings, open_corpus(settings), open_tokenizer(settings))
     assert same(made.batch(7), batches(pause=PLAIN).batch(7))
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_of_a_corpus_of_files_the_first_so_many_are_read_and_validation_whole(count: int, tmp_path: Path) -> None:
+    for number in range(3):
+        put(tmp_path, [f"train {number}"], f"{TRAIN}-{number}")
+        put(tmp_path, [f"validation {number}"], f"{VALIDATION}-{number}")
+    text = open_corpus(config(tmp_path, corpus=CorpusConfig("mine", files=count)))
+    assert list(text.documents(TRAIN, 0)) == [f"train {number}" for number in range(count)]
+    assert len(text.parts(TRAIN)) == count
+    assert len(list(text.documents(VALIDATION, 0))) == len(text.parts(VALIDATION)) == 3
 
 
 def test_a_missing_validation_split_is_named(tmp_path: Path) -> None:

@@ -38,6 +38,14 @@ def parquet(rows: Rows) -> bytes:
     return bytes(sink.getvalue())
 
 
+def zstd(content: bytes) -> bytes:
+    pa = pytest.importorskip("pyarrow")
+    sink = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(sink, "zstd") as file:
+        file.write(content)
+    return bytes(sink.getvalue())
+
+
 def put(root: Path, contents: Mapping[str, bytes], dataset: str = "squad") -> Path:
     folder = root / dataset
     folder.mkdir(parents=True, exist_ok=True)
@@ -63,6 +71,7 @@ def refusal(root: Path, split: str = "train", dataset: str = "squad") -> str:
 FORMATS: dict[str, Callable[[Rows], bytes]] = {
     "jsonl": json_lines,
     "jsonl.gz": lambda rows: gzip.compress(json_lines(rows)),
+    "jsonl.zst": lambda rows: zstd(json_lines(rows)),
     "json": lambda rows: json.dumps(rows, indent=2).encode(),
     "parquet": parquet,
 }
@@ -92,10 +101,11 @@ def test_a_row_is_found_again_by_the_place_that_messages_give(extension: str, tm
     assert [located.where for located in read_split(tmp_path, "squad", "train")] == places
 
 
-@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+@pytest.mark.parametrize("pack", [bytes, gzip.compress, zstd])
 def test_text_is_documents_between_blank_lines(pack: Callable[[bytes], bytes], tmp_path: Path) -> None:
     text = "\n\nFirst line\n  second – line\n\n \t\n\nSecond document\n\nThird, without an end"
-    put(tmp_path, {"train.txt.gz" if pack is gzip.compress else "train.txt": pack(text.encode())})
+    name = {bytes: "train.txt", gzip.compress: "train.txt.gz", zstd: "train.txt.zst"}[pack]
+    put(tmp_path, {name: pack(text.encode())})
     expected = ["First line\n  second – line", "Second document", "Third, without an end"]
     assert [row["text"] for row in rows_of(tmp_path)] == expected
     lines = [located.where.rpartition(", ")[2] for located in read_split(tmp_path, "squad", "train")]
@@ -135,6 +145,18 @@ def test_published_rows_are_read_whole(shared_data: Path) -> None:
         assert sum(1 for _ in read_split(shared_data, dataset, split)) == count
 
 
+def test_zstd_in_several_frames_is_read_to_the_end(tmp_path: Path) -> None:
+    put(tmp_path, {"train.jsonl.zst": zstd(json_lines(ROWS[:9])) + zstd(json_lines(ROWS[9:]))})
+    assert rows_of(tmp_path) == ROWS
+
+
+@pytest.mark.parametrize("harm", ["cut off", "no zstd"])
+def test_broken_zstd_is_named(harm: str, tmp_path: Path) -> None:
+    content = zstd(json_lines(ROWS))[:-3] if harm == "cut off" else json_lines(ROWS)
+    put(tmp_path, {"train.jsonl.zst": content})
+    assert f"{tmp_path}/squad/train.jsonl.zst: the zstd data is broken after line" in refusal(tmp_path)
+
+
 # Folders
 
 
@@ -163,12 +185,12 @@ def test_a_missing_split_is_named_with_the_files_that_are_there(tmp_path: Path) 
     put(tmp_path, {"train.jsonl": b"{}\n", "validation.csv": b"a,b\n"})
     said = refusal(tmp_path, "validation")
     assert f"{tmp_path}/squad has no split validation: looked for validation.EXT and validation-*.EXT" in said
-    assert "jsonl.gz, jsonl, json, parquet, txt.gz, txt" in said
+    assert "jsonl.gz, jsonl.zst, jsonl, json, parquet, txt.gz, txt.zst, txt" in said
     assert said.endswith("the folder holds train.jsonl, validation.csv.")
 
 
 @pytest.mark.parametrize(
-    "name", ["retrain.jsonl", "train2.jsonl", "train.old.jsonl", "train.JSONL", "train.jsonl.zst", "train"]
+    "name", ["retrain.jsonl", "train2.jsonl", "train.old.jsonl", "train.JSONL", "train.jsonl.bz2", "train"]
 )
 def test_a_name_that_only_looks_like_the_split_is_not_read(name: str, tmp_path: Path) -> None:
     put(tmp_path, {name: json_lines(ROWS)})
