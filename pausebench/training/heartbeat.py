@@ -65,11 +65,12 @@ class Heartbeat:
 
     def missing(self) -> str:
         """A sentence on the ranks that stopped beating; waits for a few beats to be sure."""
-        deadline = time.monotonic() + 3 * self._every
+        deadline = time.monotonic() + 5 * self._every
         while time.monotonic() < deadline and self._thread.is_alive():
             time.sleep(self._every / 4)
-        silent = self._silent(2.5 * self._every)
-        return f"Gone: {self._named(silent)}." if silent else "All ranks still answer."
+            if silent := self._silent(2.5 * self._every):
+                return f"Gone: {self._named(silent)}."
+        return "All ranks still answer."
 
     def _watch(self) -> None:
         count = 0
