@@ -225,7 +225,7 @@ class FailingCells:
     def compose(self, command: str, overrides: Sequence[str]) -> Any:
         raise AssertionError
 
-    def launch(self, command: str, cells: Sequence[Sequence[str]]) -> list[CellOutcome]:
+    def launch(self, command: str, cells: Sequence[Sequence[str]], names: Sequence[str]) -> list[CellOutcome]:
         self.launched += [list(cell) for cell in cells]
         return [CellOutcome(ValueError("no such luck")) for _ in cells]
 
