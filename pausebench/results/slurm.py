@@ -53,11 +53,8 @@ def may_run(job_id: str, cluster: str | None) -> bool:
     """Whether a job may be running, so that what it locked is still locked: a job that was queued again is not."""
     if cluster is not None and cluster != _cluster():
         return True
-    for option in (
-        f"--user={os.getuid()}",
-        f"--jobs={job_id}",
-    ):  # one answer for all of one's own, then somebody else's
-        jobs = _squeue(option)
+    for ask in (my_jobs, lambda: _squeue(f"--jobs={job_id}")):  # one answer for all of one's own, then somebody else's
+        jobs = ask()
         if jobs is None:
             return True
         if states := [job.state for job in jobs if job.id == job_id]:
@@ -80,7 +77,7 @@ def queued(runs: str) -> dict[str, Job]:
     found = {}
     for job in (my_jobs() or []) if folder.is_dir() else []:
         path = folder / f"{job.name}.json"
-        cells = json.loads(path.read_text()) if path.is_file() else []
+        cells = json.loads(path.read_text()) if path.parent == folder and path.is_file() else []
         if job.task < len(cells):
             found[cells[job.task]] = job
     return found
