@@ -165,6 +165,8 @@ def _launch(hydra: Any, command: str, config: Any, cells: Sequence[Sequence[str]
         from pausebench.commands import slurm_watch
 
         slurm_watch.install()
+        if cpus := config.hydra.launcher.cpus_per_task:
+            os.environ["SRUN_CPUS_PER_TASK"] = str(cpus)  # since Slurm 22.05 srun does not take over the job's own
     context = HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks(config))
     launcher = Plugins.instance().instantiate_launcher(
         hydra_context=context, task_function=_Task(command), config=config

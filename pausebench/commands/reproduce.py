@@ -55,7 +55,7 @@ def run(config: ReproduceConfig, cells: Cells) -> dict[str, Any]:
     view = StudyView(config.runs, planned)
     errors: dict[str, Exception] = {}
     for number, (command, stage) in enumerate(plan.stages.items(), start=1):
-        ready = [cell for cell in stage if not errors or _parents_done(cell)]
+        ready = [cell for cell in stage if _parents_done(cell)]  # the others failed, or are left to other processes
         label = f"stage {number}/{len(plan.stages)} {command}"
         errors |= _run_stage(label, ready, cells, config, plan, view)
     done = [cell for cell in plan.cells() if cell.done()]

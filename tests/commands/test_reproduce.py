@@ -233,10 +233,14 @@ class FailingCells:
 
 
 def fail(
-    root: Path, monkeypatch: pytest.MonkeyPatch, error: Exception | None = None, **options: Any
+    root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception | None = None,
+    parents: Sequence[RunFolder] = (),
+    **options: Any,
 ) -> tuple[FailingCells, str]:
     """A study of one evaluation, ``cell``, that fails: what was launched, and what the user is told."""
-    cell = Cell("evaluate", ["run=x"], [RunFolder(root, "evaluate", "cell")])
+    cell = Cell("evaluate", ["run=x"], [RunFolder(root, "evaluate", "cell")], list(parents))
     monkeypatch.setattr(reproduce, "build_plan", lambda config, cells: Plan(config, {"evaluate": [cell]}, []))
     result = {"name": "study", "title": "", "seeds": [0], "unit": "", "primary": None}
     cells = FailingCells(error)
@@ -274,6 +278,11 @@ def test_a_cell_that_waits_in_slurms_queue_is_not_submitted_again(
     cells, told = fail(tmp_path, monkeypatch, wait=False)
     assert cells.launched == []
     assert "the rest is left to other processes" in told
+
+
+def test_a_cell_whose_parent_is_left_to_others_is_left_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cells, _ = fail(tmp_path, monkeypatch, parents=[RunFolder(tmp_path, "finetune", "parent")])
+    assert cells.launched == []
 
 
 def test_a_stopped_cell_whose_job_was_queued_again_has_not_failed(

@@ -158,9 +158,11 @@ def read(path: Path) -> str:
 
 def test_a_cell_whose_job_is_killed_is_run_again_from_its_checkpoint(cluster: Cluster, tmp_path: Path) -> None:
     root = tmp_path / "runs"
-    driver = cluster.start(*PAUSEBENCH, *STUDY, *ONE_CELL, training(steps=400, checkpoint_every=50), f"runs={root}")
+    options = (training(steps=400, checkpoint_every=50), "hydra.launcher.cpus_per_task=2")
+    driver = cluster.start(*PAUSEBENCH, *STUDY, *ONE_CELL, *options, f"runs={root}")
     until(lambda: list(root.glob("finetune/*/checkpoints/*")) or driver.poll() is not None)
     (lock,) = root.glob("finetune/*/lock.json")
+    assert "CPUs=2" in cluster.run("scontrol", "show", "step", f"{json.loads(lock.read_text())['job_id']}.0")
     os.kill(json.loads(lock.read_text())["pid"], signal.SIGKILL)
     out, err = driver.communicate()
     assert driver.returncode == 0, (out, err)
