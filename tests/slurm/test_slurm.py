@@ -162,8 +162,9 @@ def test_a_cell_whose_job_is_killed_is_run_again_from_its_checkpoint(cluster: Cl
     driver = cluster.start(*PAUSEBENCH, *STUDY, *ONE_CELL, *options, f"runs={root}")
     until(lambda: list(root.glob("finetune/*/checkpoints/*")) or driver.poll() is not None)
     (lock,) = root.glob("finetune/*/lock.json")
-    assert "CPUs=2" in cluster.run("scontrol", "show", "step", f"{json.loads(lock.read_text())['job_id']}.0")
-    os.kill(json.loads(lock.read_text())["pid"], signal.SIGKILL)
+    pid = json.loads(lock.read_text())["pid"]
+    assert b"SRUN_CPUS_PER_TASK=2" in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    os.kill(pid, signal.SIGKILL)
     out, err = driver.communicate()
     assert driver.returncode == 0, (out, err)
     assert len(submitted(root, "finetune")) == 2
