@@ -162,11 +162,9 @@ def _launch(hydra: Any, command: str, config: Any, cells: Sequence[Sequence[str]
     from hydra.types import HydraContext
 
     if _on_slurm(config):
-        from pausebench.commands import slurm_watch
+        from pausebench.commands import slurm_jobs
 
-        slurm_watch.install()
-        if cpus := config.hydra.launcher.cpus_per_task:
-            os.environ["SRUN_CPUS_PER_TASK"] = str(cpus)  # since Slurm 22.05 srun does not take over the job's own
+        slurm_jobs.prepare(config.hydra.launcher.cpus_per_task)
     context = HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks(config))
     launcher = Plugins.instance().instantiate_launcher(
         hydra_context=context, task_function=_Task(command), config=config
