@@ -157,8 +157,8 @@ def _run_stage(
                 culprits = [cell for cell in in_flight if breakdowns[cell.name] >= 2]
                 errors |= {cell.name: RunFailed(f"its worker died twice ({error})") for cell in culprits}
                 if not in_flight and stop.reason() is None:
-                    left = [cell for cell in todo if not cell.done()]
-                    errors |= {cell.name: error for cell in left if cell not in _taken(left, config.runs)}
+                    taken = _taken(todo, config.runs)
+                    errors |= {cell.name: error for cell in todo if not cell.done() and cell not in taken}
         if stop.reason() is not None:
             raise Interrupted(_saved(plan, label))
         ended = {cell.name: end.error for cell, end in zip(todo, outcomes, strict=False) if end.error is not None}

@@ -1,7 +1,7 @@
 """What Slurm's queue says: which jobs still hold a run's lock, and which cells of a study it will run anyway.
 
-``squeue`` is asked the same thing at most once in ``ASK_EVERY_SECONDS``. Where there is none, or it does not answer,
-nothing is known of any job.
+``squeue`` is asked the same thing at most once in ``ASK_EVERY_SECONDS``. While it does not answer its last answer
+stands; where it never did, nothing is known of any job.
 """
 
 from __future__ import annotations
@@ -94,11 +94,12 @@ def own_log() -> Path | None:
 
 
 def _squeue(option: str) -> list[Job] | None:
-    """The jobs that squeue lists. None: there is no Slurm, or it does not answer."""
+    """The jobs that squeue lists, or listed when it last answered. None: there is no Slurm, or it never did."""
     asked, jobs = _answers.get(option, (-ASK_EVERY_SECONDS, None))
     if time.monotonic() - asked >= ASK_EVERY_SECONDS:
         answer = _ask("squeue", "--noheader", "--array", "--format=%A|%i|%T|%j", option)
-        jobs = None if answer is None else [Job(*line.split("|", 3)) for line in answer.splitlines()]
+        if answer is not None:
+            jobs = [Job(*line.split("|", 3)) for line in answer.splitlines()]
         _answers[option] = time.monotonic(), jobs
     return jobs
 

@@ -126,3 +126,11 @@ def test_a_single_job_is_known_by_its_cell(tmp_path: Path, queue: Queue) -> None
 
 def test_two_submissions_do_not_share_a_name(tmp_path: Path) -> None:
     assert slurm.record(str(tmp_path), "a", ["x"]) != slurm.record(str(tmp_path), "a", ["x"])
+
+
+def test_a_job_is_not_forgotten_while_slurm_does_not_answer(tmp_path: Path, queue: Queue) -> None:
+    name = slurm.record(str(tmp_path), "pausebench-finetune", ["only"])
+    queue(mine=f"5|5|PENDING|{name}")
+    assert "only" in slurm.queued(str(tmp_path))
+    queue(fails=True)
+    assert "only" in slurm.queued(str(tmp_path))
