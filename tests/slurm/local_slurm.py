@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-PROGRAMS = ("munged", "mungekey", "slurmctld", "slurmd", "sbatch", "squeue", "scontrol")
+PROGRAMS = ("munged", "mungekey", "slurmctld", "slurmd", "sbatch", "squeue", "scontrol", "setpriv")
 CONFIG = """\
 ClusterName=local
 SlurmctldHost={host}(127.0.0.1)
@@ -105,7 +105,7 @@ def _start(daemons: list[subprocess.Popen[bytes]], folder: Path, environment: di
         program = _program(name)
         assert program is not None
         started = subprocess.Popen(
-            [program, *options],
+            ["setpriv", "--pdeathsig", "TERM", program, *options],  # a test that is killed leaves nothing behind
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -190,6 +190,7 @@ def main() -> int:
     if (reason := missing()) is not None:
         print(reason, file=sys.stderr)
         return 2
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     with local_slurm(given.nodes, given.cpus) as environment:
         return subprocess.run(given.command, env=environment, check=False).returncode
 
