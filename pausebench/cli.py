@@ -19,8 +19,10 @@ from pausebench import __version__
 from pausebench.config import COMMANDS
 from pausebench.errors import BadInput, Interrupted, PausebenchError, RunFailed
 from pausebench.help import choices, command_help, conf_dir, option_names, overview
+from pausebench.results import slurm
 
 STUDIES = ("reproduce", "plan")
+NEEDS = {"joblib": "sweep", "submitit_slurm": "slurm", "submitit_local": "slurm"}  # launchers that an extra brings
 
 
 def main() -> NoReturn:
@@ -127,11 +129,11 @@ class HydraCells:
             composed = self._hydra.compose_config(command, overrides, RunMode.RUN, with_log_configuration=False)
             return to_config(command, _without_hydra(composed), overrides)
 
-    def launch(self, command: str, cells: Sequence[Sequence[str]]) -> list[CellOutcome]:
+    def launch(self, command: str, cells: Sequence[Sequence[str]], names: Sequence[str]) -> list[CellOutcome]:
         """Run cells of one command side by side as the launcher allows, and wait for all of them.
 
-        Raises ``RunFailed`` when the launcher itself broke down (a worker was killed): which cells are done then
-        stands in their run folders.
+        ``names``: the cells' own, by which a later driver knows them in Slurm's queue. Raises ``RunFailed`` when the
+        launcher itself broke down (a worker was killed): which cells are done then stands in their run folders.
         """
         from hydra.core.hydra_config import HydraConfig
         from hydra.types import RunMode
@@ -146,6 +148,9 @@ class HydraCells:
         )
         with open_dict(config):
             config.hydra.launcher = chosen.launcher
+            config.hydra.job.name = command
+        if _on_slurm(config):
+            config.hydra.launcher.name = slurm.record(config.runs, config.hydra.launcher.name, names)
         return _launch(self._hydra, command, config, cells)
 
 
@@ -156,6 +161,10 @@ def _launch(hydra: Any, command: str, config: Any, cells: Sequence[Sequence[str]
     from hydra.core.utils import JobStatus
     from hydra.types import HydraContext
 
+    if _on_slurm(config):
+        from pausebench.commands import slurm_jobs
+
+        slurm_jobs.prepare(config.hydra.launcher.cpus_per_task)
     context = HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks(config))
     launcher = Plugins.instance().instantiate_launcher(
         hydra_context=context, task_function=_Task(command), config=config
@@ -172,6 +181,10 @@ def _launch(hydra: Any, command: str, config: Any, cells: Sequence[Sequence[str]
     ]
 
 
+def _on_slurm(config: Any) -> bool:
+    return str(config.hydra.launcher._target_).endswith(".SlurmLauncher")
+
+
 class _Task:
     """The task function of a command; importable, so that a sweep's workers can unpickle it."""
 
@@ -184,6 +197,8 @@ class _Task:
             return execute(self.command, composed)
         except Exception as error:
             error.add_note(traceback.format_exc())  # a traceback does not survive the way back from a worker
+            if (log := slurm.own_log()) is not None:
+                error.add_note(f"what the job printed: {log}")
             raise
 
 
@@ -297,8 +312,9 @@ class _Translated:
         see = f"See pausebench {self.command} --help."
         if found := re.search(r"Could not find '([\w/]+)/([^'/]*)'", text):
             group, choice = found.groups()
-            if group == "hydra/launcher" and choice == "joblib":
-                return "hydra/launcher=joblib is not installed. Type: pip install 'pausebench[sweep]'"
+            if group == "hydra/launcher" and choice in NEEDS:
+                extra = NEEDS[choice]
+                return f"hydra/launcher={choice} is not installed. Type: pip install 'pausebench[{extra}]'"
             allowed = choices(group)
             near = difflib.get_close_matches(choice, allowed, 1)
             return f"{group}={choice}: allowed are {', '.join(allowed)}." + (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 
 from pausebench.groups import ModelConfig, WorldConfig
 from pausebench.model.decoder import Decoder
+from pausebench.results import slurm
 
 settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
 settings.load_profile("repeatable")
@@ -54,6 +55,29 @@ def world_config() -> Callable[[str], WorldConfig]:
     """``world_config("count20")``: conf/world/count20.yaml."""
     folder = Path(__file__).parents[1] / "conf" / "world"
     return lambda name: WorldConfig(**OmegaConf.to_container(OmegaConf.load(folder / f"{name}.yaml").world))
+
+
+@pytest.fixture
+def queue(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """``queue(mine=LINES, theirs=LINES, fails=False)``: what a stand-in for Slurm's squeue lists (slurm._squeue)."""
+    folder = tmp_path_factory.mktemp("slurm")
+    programs = {"squeue": f'. {folder}/rc; case "$*" in *--user=*) cat {folder}/mine;; *) cat {folder}/theirs;; esac'}
+    programs["scontrol"] = "echo 'ClusterName             = here'"
+    for name, script in programs.items():
+        (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+        (folder / name).chmod(0o755)
+
+    def change(mine: str = "", theirs: str = "", fails: bool = False) -> None:
+        for name, content in (("mine", mine), ("theirs", theirs), ("rc", "exit 1" if fails else "")):
+            (folder / name).write_text(content)
+
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    monkeypatch.setattr(slurm, "ASK_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr(slurm, "_answers", {})
+    slurm._cluster.cache_clear()
+    change()
+    yield change
+    slurm._cluster.cache_clear()
 
 
 @pytest.fixture

@@ -161,7 +161,7 @@ def test_a_damaged_checkpoint_is_named(made: Path, tmp_path: Path, capsys: pytes
     newest = max((run / "checkpoints").iterdir())
     newest.write_bytes(newest.read_bytes()[:100])
     assert typed(f"evaluate run={run} runs={tmp_path / 'copy'}") == 2
-    assert f"{newest} is not a readable checkpoint" in capsys.readouterr().err
+    assert f"{newest} is damaged" in capsys.readouterr().err
 
 
 def test_changed_data_is_refused_with_the_override_named(

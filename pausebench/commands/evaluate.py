@@ -56,7 +56,7 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     todo = [m for m in counts if folders[m].result is None]
     if todo:
         device = choose_device(config.device)
-        with cpu_threads(config.threads), stop.watched():
+        with cpu_threads(config.threads), stop.watched(saves=False):
             model = Decoder(finetuned.model, tokenizer.vocab_size)
             checkpoint.load_weights(run_path / trained["checkpoint"], model)
             model = model.to(device).eval()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import time
 import traceback
 from collections import Counter
@@ -27,6 +28,7 @@ from pausebench.commands.study_plan import Cell, Cells, Plan, build_plan, chosen
 from pausebench.config import ReproduceConfig
 from pausebench.errors import Interrupted, PausebenchError, RunFailed
 from pausebench.groups import Source, plain
+from pausebench.results import slurm
 from pausebench.results.page import read_runs, write_page
 from pausebench.results.run_folder import RunFolder, read_json, run_name, write_json
 from pausebench.results.tables import print_studies
@@ -53,7 +55,7 @@ def run(config: ReproduceConfig, cells: Cells) -> dict[str, Any]:
     view = StudyView(config.runs, planned)
     errors: dict[str, Exception] = {}
     for number, (command, stage) in enumerate(plan.stages.items(), start=1):
-        ready = [cell for cell in stage if not errors or _parents_done(cell)]
+        ready = [cell for cell in stage if _parents_done(cell)]  # the others failed, or are left to other processes
         label = f"stage {number}/{len(plan.stages)} {command}"
         errors |= _run_stage(label, ready, cells, config, plan, view)
     done = [cell for cell in plan.cells() if cell.done()]
@@ -98,7 +100,8 @@ def dry_run(plan: Plan, config: ReproduceConfig) -> str:
     """The cells as commands to paste, with how many are done, running and to do."""
     lines = []
     for command, stage in plan.stages.items():
-        states = Counter("done" if c.done() else "running" if c.running() else "to do" for c in stage)
+        taken = [cell.name for cell in _taken(stage, config.runs)]
+        states = Counter("done" if c.done() else "running" if c.name in taken else "to do" for c in stage)
         counts = ", ".join(f"{states[state]} {state}" for state in ("done", "running", "to do"))
         lines.append(f"# {command}: {len(stage)} cells ({counts})")
         lines += as_commands(command, [cell.overrides for cell in stage], config.runs)
@@ -124,20 +127,27 @@ def _run_stage(
     counts as failed.
     """
     errors: dict[str, Exception] = {}
+    unsettled: dict[str, Exception] = {}  # of cells that another process, or a job that was queued again, may still end
     breakdowns: Counter[str] = Counter()
     while True:
         missing = [cell for cell in stage if not cell.done() and cell.name not in errors]
-        elsewhere = [cell for cell in missing if cell.running()]
+        elsewhere = _taken(missing, config.runs)
         todo = [cell for cell in missing if cell not in elsewhere]
+        if settled := {cell.name: unsettled.pop(cell.name) for cell in todo if cell.name in unsettled}:
+            errors |= settled
+            continue
+        view.failed |= errors.keys()
         if not todo:
             if not elsewhere or not config.wait:
                 return errors
-            console.print(f"{label}: waiting for {elsewhere[0].describe_owner()}", soft_wrap=True)
-            _wait_while_running(elsewhere)
+            console.print(f"{label}: waiting for {_described(elsewhere[0], config.runs)}", soft_wrap=True)
+            with watching(view, elsewhere[0].command, label, console):
+                _wait_while_running(elsewhere, config.runs)
             continue
-        with stop.watched(also=lambda: _pass_on(stage)), watching(view, todo[0].command, label, console):
+        with stop.watched(also=lambda: _pass_on(stage, config.runs)), watching(view, todo[0].command, label, console):
             try:
-                outcomes = cells.launch(todo[0].command, [cell.launch_overrides(config) for cell in todo])
+                overrides = [cell.launch_overrides(config) for cell in todo]
+                outcomes = cells.launch(todo[0].command, overrides, [cell.name for cell in todo])
             except KeyboardInterrupt:  # a second one, or a worker's that had not begun to note them
                 raise Interrupted(_saved(plan, label)) from None
             except RunFailed as error:
@@ -147,11 +157,14 @@ def _run_stage(
                 culprits = [cell for cell in in_flight if breakdowns[cell.name] >= 2]
                 errors |= {cell.name: RunFailed(f"its worker died twice ({error})") for cell in culprits}
                 if not in_flight and stop.reason() is None:
-                    errors |= {cell.name: error for cell in todo if not cell.done()}
+                    taken = _taken(todo, config.runs)
+                    errors |= {cell.name: error for cell in todo if not cell.done() and cell not in taken}
         if stop.reason() is not None:
             raise Interrupted(_saved(plan, label))
-        errors |= {cell.name: end.error for cell, end in zip(todo, outcomes, strict=False) if end.error is not None}
-        view.failed |= errors.keys()
+        ended = {cell.name: end.error for cell, end in zip(todo, outcomes, strict=False) if end.error is not None}
+        again = {cell.name for cell in _taken([cell for cell in todo if cell.name in ended], config.runs)}
+        unsettled |= {name: error for name, error in ended.items() if name in again}
+        errors |= {name: error for name, error in ended.items() if name not in again}
 
 
 def _said(error: Exception) -> str:
@@ -179,20 +192,37 @@ def _log(cell: Cell, error: Exception | None, study: RunFolder, runs: str) -> Pa
     return None
 
 
-def _wait_while_running(waited_for: Sequence[Cell]) -> None:
+def _taken(cells: Sequence[Cell], runs: str) -> list[Cell]:
+    """Those that a live process runs, or that a job in Slurm's queue runs or will run."""
+    queued = slurm.queued(runs) if cells else {}
+    return [cell for cell in cells if cell.running() or cell.name in queued]
+
+
+def _described(cell: Cell, runs: str) -> str:
+    job = slurm.queued(runs).get(cell.name)
+    return cell.describe_owner() if job is None else f"{cell.name}, job {job.label} of Slurm ({job.state.lower()})"
+
+
+def _wait_while_running(waited_for: Sequence[Cell], runs: str) -> None:
     with stop.watched():
-        while any(cell.running() for cell in waited_for):
+        while _taken([cell for cell in waited_for if not cell.done()], runs):
             if stop.reason() is not None:
                 raise Interrupted(f"{stop.reason()}: stopped waiting; nothing of this process was in flight.")
             time.sleep(1)
 
 
-def _pass_on(stage: Sequence[Cell]) -> None:
-    """Ask this process's own workers, known by the locks they hold, to save and stop."""
+def _pass_on(stage: Sequence[Cell], runs: str) -> None:
+    """Ask this process's own workers, known by the locks they hold, to save and stop. Slurm's jobs go on without it.
+
+    Raises ``KeyboardInterrupt`` where there are such jobs: the launcher would wait for their end.
+    """
+    queued = slurm.queued(runs)
+    if any(cell.name in queued for cell in stage):
+        raise KeyboardInterrupt
     for cell in stage:
         for folder in cell.folders:
             owner = read_json(folder.path / "lock.json")
-            if owner and owner["parent_pid"] == os.getpid():
+            if owner and (owner["host"], owner["parent_pid"]) == (socket.gethostname(), os.getpid()):
                 with suppress(ProcessLookupError):
                     os.kill(owner["pid"], signal.SIGTERM)
 
@@ -206,4 +236,9 @@ def _saved(plan: Plan, label: str) -> str:
         steps = [] if cell.done() or cell.command == "evaluate" else checkpoint.steps_of(cell.folders[0].path)
         if steps:
             lines.append(f"  saved: {cell.name} at step {steps[-1]}")
+    queued = slurm.queued(plan.config.runs)
+    jobs = [queued[cell.name].label for cell in everything if cell.name in queued]
+    if jobs:
+        arrays = " ".join(sorted({job.partition("_")[0] for job in jobs}))
+        lines.append(f"{len(jobs)} of them go on as jobs of Slurm, without this process; scancel {arrays} ends them.")
     return "\n".join([*lines, "Type the same command to go on from there."])

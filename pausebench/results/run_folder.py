@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pausebench.errors import BadInput, RunFailed
+from pausebench.results import slurm
 
 NUMERICS_VERSION = 1  # raised when the same command gives other numbers; part of every run's name
 
@@ -126,6 +127,7 @@ class RunFolder:
         guard = os.open(self.path, os.O_RDONLY)
         try:
             fcntl.flock(guard, fcntl.LOCK_EX)  # two processes must not both find a dead owner's lock
+            slurm.forget()  # a job may have begun, and locked this folder, since the queue was last looked at
             owner = self.lock_owner()
             if owner is not None:
                 raise BadInput(
@@ -138,7 +140,7 @@ class RunFolder:
                 "pid": os.getpid(),
                 "parent_pid": os.getppid(),
                 "started": _start_time(os.getpid()),
-                "job_id": os.environ.get("SLURM_JOB_ID"),
+                **_own_job(),
             }
             write_json(path, mine)
         finally:
@@ -184,10 +186,22 @@ def _start_time(pid: int) -> int | None:
     return -1 if fields[0] == "Z" else int(fields[19])
 
 
+def _own_job() -> dict[str, str | None]:
+    """The Slurm job this process belongs to. A job that is queued again keeps its id, and counts its restarts."""
+    job_id = os.environ.get("SLURM_JOB_ID")
+    restarts = os.environ.get("SLURM_RESTART_COUNT", "0") if job_id else None
+    return {"job_id": job_id, "restarts": restarts, "cluster": os.environ.get("SLURM_CLUSTER_NAME")}
+
+
 def _is_alive(owner: dict[str, Any]) -> bool:
-    """Whether a lock's process still exists; one of another host is taken to."""
+    """Whether a lock's process still exists. Of one on another host its Slurm job tells; without one it is taken to."""
     if owner["host"] != socket.gethostname():
-        return True
+        if owner["job_id"] is None or "cluster" not in owner:  # the latter: written by an earlier version
+            return True
+        mine = _own_job()
+        if (owner["job_id"], owner["cluster"]) == (mine["job_id"], mine["cluster"]):
+            return bool(owner["restarts"] == mine["restarts"])
+        return slurm.may_run(owner["job_id"], owner["cluster"])
     try:
         os.kill(owner["pid"], 0)
     except ProcessLookupError:

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and a dead parent: asked for here, obeyed by the trainer at the end of its step.
+"""Ctrl-C, SIGTERM, a job that nears its time limit, a dead parent: noted here, obeyed by the trainer after its step.
 
 The request stays set for the life of the process: the cells that a sweep's worker would start next stop as well.
 """
@@ -20,19 +20,26 @@ _parent = os.getppid()
 
 
 def reason() -> str | None:
-    """Why this process has to stop (None: it has not). A sweep's worker whose driver died has to."""
-    if _reason is None and multiprocessing.parent_process() is not None and os.getppid() != _parent:
+    """Why this process has to stop (None: it has not). A sweep's or torchrun's worker has to when its parent died."""
+    if _reason is None and _is_worker() and os.getppid() != _parent:
         return "the process that started this worker died"
     return _reason
 
 
+def _is_worker() -> bool:
+    return multiprocessing.parent_process() is not None or "TORCHELASTIC_RUN_ID" in os.environ
+
+
 @contextmanager
-def watched(also: Callable[[], None] | None = None) -> Iterator[None]:
+def watched(also: Callable[[], None] | None = None, saves: bool = True) -> Iterator[None]:
     """Within: the first SIGINT or SIGTERM is noted, a second Ctrl-C interrupts at once. Restores the handlers, but in a
     sweep's worker: there a Ctrl-C between two cells would kill the worker, and the launcher its neighbour with it.
 
     ``also`` is called with the first one (a driver passes the word on to its workers). Raises ``Interrupted`` when
     this process was already asked to stop.
+
+    A launcher's own handler of SIGUSR1 or SIGUSR2 queues the job again and exits: it is called when the work has saved
+    and raised ``Interrupted``. Work that saves nothing on its way (``saves=False``) leaves it in place.
     """
     if (asked := reason()) is not None:
         raise Interrupted(f"{asked}: not started. Type the same command to go on.")
@@ -40,8 +47,14 @@ def watched(also: Callable[[], None] | None = None) -> Iterator[None]:
         yield
         return
 
+    user_signals = (signal.SIGUSR1, signal.SIGUSR2) if saves else ()
+    launcher = {int(number): handler for number in user_signals if callable(handler := signal.getsignal(number))}
+    requeue: list[int] = []
+
     def note(number: int, frame: FrameType | None) -> None:
         global _reason
+        if number in launcher:
+            requeue.append(number)
         if _reason is None:
             _reason = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
             if also is not None:
@@ -49,9 +62,13 @@ def watched(also: Callable[[], None] | None = None) -> Iterator[None]:
         elif number == signal.SIGINT:
             raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM, *launcher)}
     try:
         yield
+    except Interrupted:
+        if requeue:
+            launcher[requeue[0]](requeue[0], None)
+        raise
     finally:
         if multiprocessing.parent_process() is None:
             for number, handler in before.items():

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,9 @@ from pausebench.commands import reproduce
 from pausebench.commands.command_lines import as_commands
 from pausebench.commands.study_plan import Cell, Plan, override
 from pausebench.config import ReproduceConfig
-from pausebench.errors import RunFailed
+from pausebench.errors import Interrupted, RunFailed
 from pausebench.groups import TrackingConfig
+from pausebench.results import slurm
 from pausebench.results.run_folder import RunFolder
 
 pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="needs the extra pausebench[sweep]")
@@ -217,25 +218,33 @@ def test_any_folder_name_survives_hydras_grammar(path: str) -> None:
 
 
 class FailingCells:
-    """Stands in for the launcher: notes what it is given and fails each cell."""
+    """Stands in for the launcher: notes what it is given and fails each cell with ``error``."""
 
-    def __init__(self) -> None:
+    def __init__(self, error: Exception | None = None) -> None:
         self.launched: list[list[str]] = []
+        self.error = error or ValueError("no such luck")
 
     def compose(self, command: str, overrides: Sequence[str]) -> Any:
         raise AssertionError
 
-    def launch(self, command: str, cells: Sequence[Sequence[str]]) -> list[CellOutcome]:
+    def launch(self, command: str, cells: Sequence[Sequence[str]], names: Sequence[str]) -> list[CellOutcome]:
         self.launched += [list(cell) for cell in cells]
-        return [CellOutcome(ValueError("no such luck")) for _ in cells]
+        return [CellOutcome(self.error) for _ in cells]
 
 
-def fail(root: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> tuple[FailingCells, str]:
-    """A study of one evaluation that fails: what was launched, and what the user is told."""
-    cell = Cell("evaluate", ["run=x"], [RunFolder(root, "evaluate", "cell")])
+def fail(
+    root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception | None = None,
+    parents: Sequence[RunFolder] = (),
+    **options: Any,
+) -> tuple[FailingCells, str]:
+    """A study of one evaluation, ``cell``, that fails: what was launched, and what the user is told."""
+    cell = Cell("evaluate", ["run=x"], [RunFolder(root, "evaluate", "cell")], list(parents))
     monkeypatch.setattr(reproduce, "build_plan", lambda config, cells: Plan(config, {"evaluate": [cell]}, []))
     result = {"name": "study", "title": "", "seeds": [0], "unit": "", "primary": None}
-    cells = FailingCells()
+    cells = FailingCells(error)
+    options = {"tracking": TrackingConfig(enabled=False)} | options
     with pytest.raises(RunFailed) as told:
         reproduce.run(ReproduceConfig(runs=str(root), result=result, **options), cells)
     return cells, str(told.value)
@@ -259,3 +268,49 @@ def test_a_log_that_cannot_stand_in_the_run_folder_stands_in_the_studys(
     log = tmp_path / "reproduce" / "study" / "errors" / "cell.log"
     assert f"log: {log}" in told
     assert log.read_text().startswith(f"pausebench evaluate run=x runs={tmp_path}\nValueError: no such luck")
+
+
+def test_a_cell_that_waits_in_slurms_queue_is_not_submitted_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, queue: Callable[..., None]
+) -> None:
+    name = slurm.record(str(tmp_path), "pausebench-evaluate", ["cell"])
+    queue(mine=f"5|5|PENDING|{name}")
+    cells, told = fail(tmp_path, monkeypatch, wait=False)
+    assert cells.launched == []
+    assert "the rest is left to other processes" in told
+
+
+def test_a_cell_whose_parent_is_left_to_others_is_left_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cells, _ = fail(tmp_path, monkeypatch, parents=[RunFolder(tmp_path, "finetune", "parent")])
+    assert cells.launched == []
+
+
+def test_a_stopped_cell_whose_job_was_queued_again_has_not_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, queue: Callable[..., None]
+) -> None:
+    name = slurm.record(str(tmp_path), "pausebench-evaluate", ["cell"])
+    monkeypatch.setattr(FailingCells, "launch", requeued(queue, f"5|5|PENDING|{name}"))
+    _, told = fail(tmp_path, monkeypatch, Interrupted("SIGTERM: saved step 5"), wait=False)
+    assert "cells failed" not in told
+
+
+def test_a_stopped_cell_whose_job_is_gone_is_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, queue: Callable[..., None]
+) -> None:
+    name = slurm.record(str(tmp_path), "pausebench-evaluate", ["cell"])
+    monkeypatch.setattr(FailingCells, "launch", requeued(queue, f"5|5|COMPLETING|{name}"))
+    monkeypatch.setattr(reproduce.time, "sleep", lambda seconds: queue())
+    cells, told = fail(tmp_path, monkeypatch, Interrupted("SIGTERM: saved step 5"))
+    assert len(cells.launched) == 1
+    assert "cell: SIGTERM: saved step 5" in told
+
+
+def requeued(queue: Callable[..., None], line: str) -> Callable[..., Any]:
+    """``FailingCells.launch`` after which the queue lists the cell's job."""
+    launch = FailingCells.launch
+
+    def launch_and_list(self: FailingCells, *given: Any) -> list[CellOutcome]:
+        queue(mine=line)
+        return launch(self, *given)
+
+    return launch_and_list
