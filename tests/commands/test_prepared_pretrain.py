@@ -91,8 +91,8 @@ def test_killed_and_started_again_it_ends_as_one_that_was_not(kind: str, own_roo
     for fatal in (3, 9):
 
         def train_until_killed(fatal: int = fatal) -> int:
-            def fragile(self: Trainer, number: int, batch: Any) -> None:
-                step(self, number, batch)
+            def fragile(self: Trainer, number: int, *given: Any) -> None:
+                step(self, number, *given)
                 if number == fatal:
                     os.kill(os.getpid(), signal.SIGKILL)
 
