@@ -9,6 +9,7 @@ Invariant: with one process no process group exists and nothing here changes a n
 from __future__ import annotations
 
 import os
+import re
 import socket
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -199,17 +200,23 @@ def adopt_slurm_tasks() -> None:
     tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
     if "WORLD_SIZE" in os.environ or not os.environ.get("SLURM_STEP_ID", "").isdigit() or tasks == "1":
         return
-    names = os.environ.get("SLURM_STEP_NODELIST", "localhost")
+    nodes = os.environ.get("SLURM_STEP_NODELIST", "")
     try:
-        listed = subprocess.run(["scontrol", "show", "hostnames", names], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError) as error:
+        shown = subprocess.run(
+            ["scontrol", "--oneliner", "show", "node", nodes], capture_output=True, text=True, check=True
+        )
+        address = re.search(r"\bNodeAddr=(\S+)", shown.stdout)
+    except (OSError, subprocess.CalledProcessError):
+        address = None
+    if address is None:
         raise BadInput(
-            f"srun started {tasks} tasks, but scontrol does not list their nodes ({error}). Start them with torchrun."
-        ) from None
+            f"srun started {tasks} tasks on {nodes}, but scontrol does not say where the first of these nodes is. "
+            "Start the processes with torchrun."
+        )
     os.environ.update(
         WORLD_SIZE=tasks,
         RANK=os.environ["SLURM_PROCID"],
         LOCAL_RANK=os.environ["SLURM_LOCALID"],
-        MASTER_ADDR=listed.stdout.split()[0],
+        MASTER_ADDR=address[1],
         MASTER_PORT=str(20000 + int(os.environ["SLURM_JOB_ID"]) % 20000),  # two jobs on a node must not meet
     )

@@ -202,26 +202,23 @@ def test_the_script_of_the_docs_saves_and_queues_itself_again(cluster: Cluster, 
     assert steps_logged(run)[-1] == LAST_STEP
 
 
-def test_the_workers_of_several_nodes_find_each_other(cluster: Cluster, tmp_path: Path) -> None:
-    (tmp_path / "worker.py").write_text(
-        "import os, torch\n"
-        "from torch import distributed\n"
-        "distributed.init_process_group('gloo')\n"
-        "total = torch.tensor([1 << distributed.get_rank()])\n"
-        "distributed.all_reduce(total)\n"
-        "print('node', os.environ['SLURM_NODEID'], 'total', total.item(), flush=True)\n"
-    )
-    changes = {
-        "-m pausebench pretrain model=1b pause=on parallel=fsdp": str(tmp_path / "worker.py"),
-        "--cpus-per-task=64": "--cpus-per-task=1",
-        "--nodes=4": "--nodes=2",
-        "--nproc-per-node=8": "--nproc-per-node=1",
-        "--output=": f"--output={tmp_path}/",
-    }
-    job = cluster.submit(script(1, changes, tmp_path / "job.sh"))
+SMALL = "world=count20 model=mini pause=on precision=fp32 parallel=fsdp threads=1 train.steps=40 train.log_every=10"
+
+
+@pytest.mark.parametrize(
+    ("number", "replaced"),
+    [(1, "model=1b pause=on parallel=fsdp"), (0, "model=130m pause=on")],
+    ids=["torchrun", "srun"],
+)
+def test_a_run_on_two_nodes_is_one_run(number: int, replaced: str, cluster: Cluster, tmp_path: Path) -> None:
+    changes = {replaced: f"{SMALL} tracking=off runs={tmp_path}/runs", "--output=": f"--output={tmp_path}/"}
+    if number == 1:
+        changes |= {"--nodes=4": "--nodes=2", "--cpus-per-task=64": "--cpus-per-task=1", "node=8": "node=1"}
+    else:
+        changes |= {"--nodes=1": "--nodes=2", "--cpus-per-task=8": "--cpus-per-task=1"}
+    job = cluster.submit(script(number, changes, tmp_path / "job.sh"))
     until(lambda: job not in cluster.states())
-    (log,) = tmp_path.glob("*.out")
-    assert {line for line in log.read_text().splitlines() if line.startswith("node")} == {
-        "node 0 total 3",
-        "node 1 total 3",
-    }
+    (run,) = (tmp_path / "runs" / "pretrain").iterdir()
+    assert (run / "result.json").exists(), read(next(tmp_path.glob("*.out")))
+    assert json.loads((run / "manifest.json").read_text())["world_size"] == 2
+    assert steps_logged(run) == [10, 20, 30, 40]

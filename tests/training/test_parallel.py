@@ -260,7 +260,7 @@ def test_a_rank_that_is_stuck_reading_is_the_one_named(tmp_path: Path, capfd: py
 
 def test_tasks_of_srun_become_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scontrol = tmp_path / "scontrol"
-    scontrol.write_text('#!/bin/sh\nprintf "node3\\nnode4\\n"\n')
+    scontrol.write_text('#!/bin/sh\nprintf "NodeName=node3 NodeAddr=10.0.0.3\\nNodeName=node4 NodeAddr=10.0.0.4\\n"\n')
     scontrol.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     task = {"STEP_NUM_TASKS": "4", "STEP_ID": "0", "STEP_NODELIST": "node[3-4]", "PROCID": "2", "LOCALID": "0"}
@@ -272,7 +272,7 @@ def test_tasks_of_srun_become_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         monkeypatch.delenv(name)
     adopt_slurm_tasks()
     known = {name: os.environ[name] for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR")}
-    assert known == {"WORLD_SIZE": "4", "RANK": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "node3"}
+    assert known == {"WORLD_SIZE": "4", "RANK": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "10.0.0.3"}
     scontrol.unlink()
     monkeypatch.delenv("WORLD_SIZE")
     monkeypatch.setenv("PATH", str(tmp_path))
