@@ -19,7 +19,7 @@ demo: $(STAMP) ## the whole experiment in miniature: runs, table, runs/report/in
 	$(BIN)/pausebench reproduce result=demo
 
 test: $(STAMP) ## the tests
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 check: $(STAMP) ## lint, format, types, import layers
 	$(BIN)/ruff check .
