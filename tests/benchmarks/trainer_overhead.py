@@ -37,6 +37,7 @@ from pausebench.results.run_folder import RunFolder
 from pausebench.stages import FinetuneConfig
 from pausebench.tasks import TASKS
 from pausebench.training.device import cpu_threads
+from pausebench.training.parallel import ALONE
 from pausebench.training.progress import Progress
 from pausebench.training.tracking import Tracker
 from pausebench.training.trainer import Trainer
@@ -56,7 +57,8 @@ CONFIG = FinetuneConfig(
 
 def model_and_batches() -> tuple[Decoder, Batches]:
     tokenizer = build_world(CONFIG.world).tokenizer
-    return build_model(CONFIG, tokenizer), generated_batches(CONFIG, RowLayout.of(CONFIG, TASKS["parity"], tokenizer))
+    batches = generated_batches(CONFIG, RowLayout.of(CONFIG, TASKS["parity"], tokenizer))
+    return build_model(CONFIG, tokenizer, torch.device("cpu"), ALONE), batches
 
 
 def bare() -> float:
