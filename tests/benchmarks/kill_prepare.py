@@ -42,7 +42,7 @@ def main(root: str, kills: int, seed: int, workers: int) -> None:
         moments = []
         for _ in range(kills):
             job = start(root, killed, workers)
-            moments.append(round(draw.uniform(0.1, 0.5) * seconds, 1))
+            moments.append(round(draw.uniform(0.1, 0.3) * seconds, 1))
             try:
                 job.wait(timeout=moments[-1])
                 moments[-1] = 0.0  # it was done before
