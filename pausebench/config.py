@@ -11,10 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from pausebench.groups import (
-    MISSING,
     CorpusConfig,
     DataConfig,
-    Identity,
     ModelConfig,
     PauseConfig,
     Placement,
@@ -23,9 +21,8 @@ from pausebench.groups import (
     TrackingConfig,
     TrainConfig,
     WorldConfig,
-    option,
-    require,
 )
+from pausebench.options import MISSING, Identity, option, require
 from pausebench.stages import FinetuneConfig, PretrainConfig, RunConfig, ShowConfig, TextConfig, TrainingConfig
 
 

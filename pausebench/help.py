@@ -9,7 +9,7 @@ from enum import Enum
 from pathlib import Path
 
 from pausebench.config import COMMANDS
-from pausebench.groups import MISSING
+from pausebench.options import MISSING
 from pausebench.stages import RunConfig
 
 SUMMARIES = {

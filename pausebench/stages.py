@@ -13,11 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from pausebench.groups import (
-    MISSING,
     AttentionKind,
     CorpusConfig,
     DataConfig,
-    Identity,
     LengthLimit,
     ModelConfig,
     Parallel,
@@ -33,10 +31,8 @@ from pausebench.groups import (
     TrackingConfig,
     TrainConfig,
     WorldConfig,
-    identity_fields,
-    option,
-    require,
 )
+from pausebench.options import MISSING, Identity, identity_fields, option, require
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,9 @@ from pausebench.data.tokenizer import Tokenizer
 from pausebench.data.vocabulary import open_tokenizer
 from pausebench.errors import BadInput, Interrupted
 from pausebench.evaluation.evaluator import Evaluator
-from pausebench.groups import PauseVisibility, Placement, plain
+from pausebench.groups import PauseVisibility, Placement
 from pausebench.model.decoder import Decoder
+from pausebench.options import plain
 from pausebench.results.run_folder import RunFolder, read_json, run_name, write_atomically, write_json
 from pausebench.stages import FinetuneConfig
 from pausebench.tasks import TASKS

@@ -23,7 +23,7 @@ from pausebench.data.shards import INDEX, index_content, index_fingerprint, toke
 from pausebench.data.tokenizer import Tokenizer
 from pausebench.data.vocabulary import open_tokenizer
 from pausebench.errors import BadInput
-from pausebench.groups import plain
+from pausebench.options import plain
 from pausebench.results.run_folder import RunFolder, write_atomically, write_json
 from pausebench.training import stop
 

@@ -6,7 +6,7 @@ from pausebench.commands import runs
 from pausebench.data.shards import PreparedText
 from pausebench.data.tokenizer import Tokenizer
 from pausebench.errors import BadInput
-from pausebench.groups import identity_fields
+from pausebench.options import identity_fields
 from pausebench.results.run_folder import RunFolder, run_name
 from pausebench.stages import TextConfig
 

@@ -27,7 +27,8 @@ from pausebench.commands.panels import typed_lists
 from pausebench.commands.study_plan import Cell, Cells, Plan, build_plan, chosen_names
 from pausebench.config import ReproduceConfig
 from pausebench.errors import Interrupted, PausebenchError, RunFailed
-from pausebench.groups import Source, plain
+from pausebench.groups import Source
+from pausebench.options import plain
 from pausebench.results import slurm
 from pausebench.results.page import read_runs, write_page
 from pausebench.results.run_folder import RunFolder, read_json, run_name, write_json

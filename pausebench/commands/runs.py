@@ -16,9 +16,10 @@ from pausebench import __version__
 from pausebench.data.batch import Batches
 from pausebench.data.tokenizer import Tokenizer
 from pausebench.errors import BadInput
-from pausebench.groups import CorpusConfig, DataConfig, PauseVisibility, TokenizerConfig, TokenizerKind, plain
+from pausebench.groups import CorpusConfig, DataConfig, PauseVisibility, TokenizerConfig, TokenizerKind
 from pausebench.help import choices
 from pausebench.model.decoder import Decoder
+from pausebench.options import plain
 from pausebench.results.run_folder import NUMERICS_VERSION, RunFolder, read_json, run_name, write_atomically, write_json
 from pausebench.stages import FinetuneConfig, PretrainConfig, TrainingConfig
 from pausebench.training.device import describe

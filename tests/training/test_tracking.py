@@ -15,8 +15,8 @@ from hydra import compose, initialize_config_dir
 
 from pausebench import cli
 from pausebench.config import COMMANDS
-from pausebench.groups import Identity
 from pausebench.help import conf_dir
+from pausebench.options import Identity
 from pausebench.training import tracking
 
 LINE = "pretrain world=count20 train.steps=6 train.batch_size=8 train.log_every=2 tracking=wandb quiet=true"
