@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from pausebench.data.shards import BLOCK, Shard, damaged, sums_path, token_type
 from pausebench.data.tokenizer import Tokenizer
+from pausebench.whole_files import temporary_path, write_whole
 
 ENCODED_TOGETHER = 128  # documents; what is lost when the writing is stopped ends with the shard, not here
 
@@ -114,24 +115,6 @@ def _write_record(path: Path, part: Part) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {"done": part.done, "shards": [shard._asdict() for shard in part.shards]}
     write_whole(path, (json.dumps(content, indent=1) + "\n").encode())
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write to a neighbour, sync, rename. Raises ``OSError``."""
-    temporary = temporary_path(path)
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-
-
-def temporary_path(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
 class _OpenShard:

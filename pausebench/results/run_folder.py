@@ -18,6 +18,7 @@ from typing import Any
 
 from pausebench.errors import BadInput, RunFailed
 from pausebench.results import slurm
+from pausebench.whole_files import write_whole
 
 NUMERICS_VERSION = 1  # raised when the same command gives other numbers; part of every run's name
 
@@ -30,17 +31,9 @@ def run_name(slug: str, identity: dict[str, Any]) -> str:
 
 def write_atomically(path: Path, content: bytes | str) -> None:
     """Write to a neighbour, sync, rename. Raises ``RunFailed`` where the disk refuses (full, read-only)."""
-    data = content.encode() if isinstance(content, str) else content
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        write_whole(path, content.encode() if isinstance(content, str) else content)
     except OSError as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
         raise disk_error(path, error) from None
 
 

@@ -27,7 +27,7 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, Hu
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from pausebench.errors import BadInput
+from pausebench.errors import BadInput, RunFailed
 from pausebench.model.decoder import Decoder
 from pausebench.results.run_folder import disk_error, write_json
 from pausebench.training.parallel import ALONE, Ranks, fill, whole
@@ -203,7 +203,7 @@ def _write_shards(path: Path, tensors: dict[str, Any], position: dict[str, Any],
             _delete(path)
             os.replace(temporary, path)
             _sync(path.parent)
-        except OSError as error:
+        except (OSError, RunFailed) as error:  # told to the others, who wait
             problem = str(error)
     problems = [said for said in ranks.gathered(problem) if said]
     if problems:

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from torch.distributed.distributed_c10d import _get_default_store
 
-PLACES = ("starting", "reading", "training", "validating", "saving", "done")  # in the order of a step
+PLACES = ("starting", "reading", "training", "validating", "saving")  # in the order of a step
 
 
 class Beat(NamedTuple):
