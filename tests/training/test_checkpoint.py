@@ -4,13 +4,15 @@ import json
 import random
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pausebench import cli
+from pausebench.errors import RunFailed
 from pausebench.results.run_folder import read_metrics
 from pausebench.training import checkpoint
-from tests.training.test_parallel import run_on
+from tests.training.test_parallel import run_on, start_ranks, wait_for
 from tests.training.test_resume import assert_same_end, only_run
 
 WORDS = (
@@ -131,3 +133,24 @@ def test_a_damaged_parent_is_refused_by_name(finished: Path, tmp_path: Path, cap
     said = capfd.readouterr().err
     assert str(weights) in said
     assert "is damaged" in said
+
+
+def test_a_disk_that_refuses_the_last_file_of_the_shards_ends_all_ranks(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def refuse_at_step_20(rank: int) -> None:
+        write = checkpoint.write_json
+
+        def refused(path: Path, content: dict[str, Any]) -> None:
+            if "step-00000020" in str(path):
+                raise RunFailed(f"{path} could not be written (No space left on device).")
+            write(path, content)
+
+        checkpoint.write_json = refused
+
+    words = f"{WORDS} parallel=fsdp runs={tmp_path}"
+    assert wait_for(start_ranks(2, words, refuse_at_step_20)) == [1, 1]
+    assert capfd.readouterr().err.count("No space left on device") == 2
+    run = only_run(tmp_path, "pretrain")
+    assert checkpoint.steps_of(run) == [10]
+    assert not list((run / checkpoint.FOLDER).glob(".*"))

@@ -120,6 +120,16 @@ def test_ranks_together_lose_what_one_process_loses(
     assert (manifest["world_size"], manifest["parallel"]) == (count, kind)
 
 
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_in_bf16_ranks_differ_by_rounding_alone(kind: str, tmp_path: Path) -> None:
+    words = f"{COMMANDS['finetune']} train.steps=12 precision=bf16".replace("precision=fp32", "")
+    assert cli.run(f"{words} runs={tmp_path / 'alone'}".split()) == 0
+    assert wait_for(start_ranks(2, f"{words} parallel={kind} runs={tmp_path / kind}")) == [0, 0]
+    rows, expected = (read_metrics(only_run(tmp_path / name, "finetune") / "metrics.jsonl") for name in (kind, "alone"))
+    assert rows[0]["loss"] == pytest.approx(expected[0]["loss"], rel=1e-6)
+    assert [row["loss"] for row in rows] == pytest.approx([row["loss"] for row in expected], rel=1e-3)
+
+
 @pytest.fixture(scope="module")
 def of_four(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A finished pretraining of four ranks by kind."""
