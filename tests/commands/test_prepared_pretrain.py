@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from pausebench import cli
 from pausebench.data.shards import PreparedText
 from pausebench.training import checkpoint
 from pausebench.training.trainer import Trainer
+from tests.training.test_resume import in_child
 
 STEPS = 12
 TRAINING = (
@@ -68,17 +68,6 @@ def end(root: Path) -> tuple[Any, dict[str, torch.Tensor], list[Any]]:
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     losses = [(row["step"], row["tokens"], row["loss"], row.get("validation_loss")) for row in rows]
     return result, load_file(checkpoint.path_of(run, STEPS)), losses
-
-
-def in_child(work: Callable[[], int]) -> int:
-    child = os.fork()
-    if child == 0:
-        try:
-            code = work()
-        except BaseException:
-            code = 99
-        os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 @pytest.mark.parametrize("kind", KINDS)
