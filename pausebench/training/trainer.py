@@ -121,7 +121,7 @@ class Trainer:
                     ]
                 )
                 self.ranks.at(step, "training")
-                self._step(step, batch, int(supervised))
+                self.optimize(step, batch, int(supervised))
                 self.position.step = step
                 self.position.tokens += int(tokens)
                 self.position.meaningful += int(meaningful)
@@ -185,7 +185,7 @@ class Trainer:
             "checkpoint": str(path.relative_to(self.folder.path)),
         }
 
-    def _step(self, step: int, batch: Batch, supervised: int) -> None:
+    def optimize(self, step: int, batch: Batch, supervised: int) -> None:
         """One optimizer step on the global batch, of which ``batch`` is this rank's share."""
         rate = learning_rate(step, self.config)
         for group in self.optimizer.param_groups:

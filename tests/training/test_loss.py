@@ -140,7 +140,7 @@ def stepped(model: Decoder, batch: Batch, micro_batch_size: int | None, folder: 
         progress=progress,
     )
     trainer.optimizer = torch.optim.SGD(model.parameters())  # type: ignore[assignment]
-    trainer._step(1, batch, batch.supervised)
+    trainer.optimize(1, batch, batch.supervised)
     taken = trainer._unread[0]
     return model, float(taken.loss), float(taken.norm)
 
