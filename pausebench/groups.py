@@ -53,9 +53,17 @@ class LengthLimit(Enum):
 class Precision(Enum):
     """Arithmetic of training; weights and optimizer state are float32 in every case."""
 
-    auto = "auto"  # bf16 from width 64 upwards, fp32 below (autocast costs more than it saves there)
+    auto = "auto"  # bf16 from width 64 upwards, fp32 below (casts cost more than they save there)
     fp32 = "fp32"
     bf16 = "bf16"
+
+
+class Compile(Enum):
+    """Whether what a block does position by position, and the loss, go through torch.compile."""
+
+    auto = "auto"  # where a run is so long that it pays (``training.compiled``)
+    on = "on"
+    off = "off"
 
 
 class Source(Enum):
@@ -301,6 +309,9 @@ class TrainConfig:
         False,
         "recompute each block in the backward pass: less memory, about a third more work",
         identity=Identity.never,
+    )
+    compile: Compile = option(
+        Compile.auto, "torch.compile: auto (long runs), on or off; rounds differently", identity=Identity.never
     )
     hang_seconds: int = option(
         600, "several processes: one that has not moved for so long ends the run with its name", identity=Identity.never

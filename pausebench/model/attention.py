@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pausebench.groups import AttentionKind, PauseVisibility
+from pausebench.model.blockwise import BlockwiseAttention
 from pausebench.pauses import Role
 
 
@@ -115,8 +116,8 @@ class DocumentGroup(NamedTuple):
 class Documents(NamedTuple):
     """Packed rows taken apart: attention costs what the documents cost, not the square of the row.
 
-    inverse: int64 [B * T], each position's place among the real positions of all groups in order; padding, which
-    belongs to no document, takes the first.
+    inverse: int64 [B * T], each position's place among the places of all groups in order; padding, which belongs to no
+    document, takes the first.
     """
 
     groups: list[DocumentGroup]
@@ -155,18 +156,20 @@ def take_apart(mask: AttentionMask) -> Documents:
         groups.append(DocumentGroup(places, real, alone.dense()))
         taken += count
     inverse = torch.zeros(rows * length, dtype=torch.int64, device=device)
-    inverse[torch.cat([group.places[group.real] for group in groups])] = torch.arange(len(order), device=device)
+    real = torch.cat([group.real.flatten() for group in groups])
+    inverse[torch.cat([group.places.flatten() for group in groups])[real]] = real.nonzero()[:, 0]
     return Documents(groups, inverse)
 
 
 def attend_documents(q: Tensor, k: Tensor, v: Tensor, n_heads: int, documents: Documents) -> Tensor:
     """``attend`` for packed rows: [B, T, D] each -> [B, T, D]."""
-    flat = [part.flatten(0, 1) for part in (q, k, v)]
+    shape, flat = q.shape, torch.cat([q, k, v], dim=2).flatten(0, 1)
     attended = []
     for group in documents.groups:
-        rows = [part.index_select(0, group.places.flatten()).view(*group.places.shape, -1) for part in flat]
-        attended.append(attend(rows[0], rows[1], rows[2], n_heads, group.allowed)[group.real])
-    return torch.cat(attended).index_select(0, documents.inverse).view_as(q)
+        rows = flat.index_select(0, group.places.flatten()).view(*group.places.shape, 3, -1)
+        q, k, v = rows.unbind(dim=2)
+        attended.append(attend(q, k, v, n_heads, group.allowed).flatten(0, 1))
+    return torch.cat(attended).index_select(0, documents.inverse).view(shape)
 
 
 def decoding_mask(
@@ -185,6 +188,7 @@ def decoding_mask(
     return allowed[:, None, None, :]
 
 
+BLOCKWISE = ("cpu",)  # devices on which bf16 goes through ``blockwise`` instead of torch's fused kernel
 SMALL_SCORES = 64 * 64  # below this many scores a head, plain products beat the fused kernel on a CPU by half
 
 
@@ -198,19 +202,26 @@ def attend(q: Tensor, k: Tensor, v: Tensor, n_heads: int, allowed: Tensor | None
     if q.device.type == "cpu" and q.dtype is not torch.bfloat16 and T * S <= SMALL_SCORES:
         bias = causal_bias(T, S).to(q.dtype)
         if allowed is not None:
-            bias = torch.zeros_like(allowed, dtype=q.dtype).masked_fill_(~allowed, -math.inf)
-            bias = bias.expand(B, H, T, S).reshape(B * H, T, S)
+            bias = hidden_bias(allowed, q.dtype).expand(B, H, T, S).reshape(B * H, T, S)
         if H > 1:
             q, k, v = (split_heads(part, H).flatten(0, 1) for part in (q, k, v))
         scores = torch.baddbmm(bias, q, k.transpose(1, 2), alpha=1 / math.sqrt(D // H))
-        attended = torch.bmm(scores.softmax(dim=2), v)
+        attended: Tensor = torch.bmm(scores.softmax(dim=2), v)
         return attended if H == 1 else merge_heads(attended.view(B, H, T, -1))
+    if q.device.type in BLOCKWISE and q.dtype is torch.bfloat16 and T > 1:
+        blockwise: Callable[..., Tensor] = BlockwiseAttention.apply
+        return blockwise(q, k, v, H, None if allowed is None else hidden_bias(allowed, q.dtype))
     q, k, v = (split_heads(part, H) for part in (q, k, v))
     if allowed is None and T == S:
         return merge_heads(F.scaled_dot_product_attention(q, k, v, is_causal=True))
     if allowed is None and T > 1:
         allowed = causal_bias(T, S).to(q.device) == 0
     return merge_heads(F.scaled_dot_product_attention(q, k, v, attn_mask=allowed))
+
+
+def hidden_bias(allowed: Tensor, dtype: torch.dtype) -> Tensor:
+    """0 where ``allowed``, -inf elsewhere: what is added to scores."""
+    return torch.zeros_like(allowed, dtype=dtype).masked_fill_(~allowed, -math.inf)
 
 
 def split_heads(x: Tensor, n_heads: int) -> Tensor:

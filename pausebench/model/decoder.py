@@ -11,7 +11,8 @@ Shapes: B rows, T positions, S cache slots, D width, H heads, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import torch
@@ -59,6 +60,44 @@ class KeyValueCache:
         self.values = self.values[:, rows]
 
 
+class Linear(nn.Linear):
+    """A linear layer that computes in the dtype of ``low``, copies of weight and bias, while it has them."""
+
+    low: tuple[Tensor, Tensor] | None = None
+
+    def operands(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias in the dtype of the arithmetic."""
+        return (self.weight, self.bias) if self.low is None else self.low
+
+
+class Norm(nn.LayerNorm):
+    """A layer norm in the dtype of its weights, whatever the arithmetic of the products around it."""
+
+    def operands(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias; sharded models gather them here (``parallel.Ranks.distribute``)."""
+        return self.weight, self.bias
+
+
+def attention_inputs(x: Tensor, norm: tuple[Tensor, Tensor], qkv: tuple[Tensor, Tensor]) -> Tensor:
+    """Queries, keys and values of normed states: [B, T, D] -> [B, T, 3D], or as many as ``qkv`` has rows."""
+    return F.linear(F.layer_norm(x, x.shape[-1:], *norm).to(qkv[0].dtype), *qkv)
+
+
+def after_attention(
+    x: Tensor,
+    attended: Tensor,
+    out: tuple[Tensor, Tensor],
+    norm: tuple[Tensor, Tensor],
+    mlp_in: tuple[Tensor, Tensor],
+    mlp_out: tuple[Tensor, Tensor],
+    activation: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """The rest of a block, position by position: [B, T, D] each -> [B, T, D]."""
+    x = x + F.linear(attended, *out)
+    hidden = F.linear(F.layer_norm(x, x.shape[-1:], *norm).to(mlp_in[0].dtype), *mlp_in)
+    return x + F.linear(activation(hidden), *mlp_out)
+
+
 class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
@@ -67,14 +106,16 @@ class Block(nn.Module):
         d, m = config.d_model, config.d_mlp
         self.layer = layer
         self.recomputed = False  # whether the backward pass runs this block again instead of keeping its activations
+        self.attention_inputs = attention_inputs  # ``training.compiled`` puts compiled ones in their places
+        self.after_attention = after_attention
         self.n_heads = config.n_heads
         self.activation = ACTIVATIONS[config.activation]
-        self.norm_attention = nn.LayerNorm(d)
-        self.qkv = nn.Linear(d, 3 * d)
-        self.attention_out = nn.Linear(d, d)
-        self.norm_mlp = nn.LayerNorm(d)
-        self.mlp_in = nn.Linear(d, m)
-        self.mlp_out = nn.Linear(m, d)
+        self.norm_attention = Norm(d)
+        self.qkv = Linear(d, 3 * d)
+        self.attention_out = Linear(d, d)
+        self.norm_mlp = Norm(d)
+        self.mlp_in = Linear(d, m)
+        self.mlp_out = Linear(m, d)
 
     def forward(
         self,
@@ -99,13 +140,13 @@ class Block(nn.Module):
         slots: Tensor | None,
     ) -> Tensor:
         T, D = x_BTD.shape[1:]
-        normed = self.norm_attention(x_BTD)
+        norm, (weight, bias) = self.norm_attention.operands(), self.qkv.operands()
         if last == T:
-            q, k, v = self.qkv(normed).chunk(3, dim=2)
+            q, k, v = self.attention_inputs(x_BTD, norm, (weight, bias)).chunk(3, dim=2)
         else:
-            q = F.linear(normed[:, -last:], self.qkv.weight[:D], self.qkv.bias[:D])
-            k, v = F.linear(normed, self.qkv.weight[D:], self.qkv.bias[D:]).chunk(2, dim=2)
+            k, v = self.attention_inputs(x_BTD, norm, (weight[D:], bias[D:])).chunk(2, dim=2)
             x_BTD = x_BTD[:, -last:]
+            q = self.attention_inputs(x_BTD, norm, (weight[:D], bias[:D]))
             assert not isinstance(allowed, Documents)
             allowed = None if allowed is None else allowed[:, :, -last:]
         if cache is not None:
@@ -117,9 +158,15 @@ class Block(nn.Module):
             attended = attend_documents(q, k, v, self.n_heads, allowed)
         else:
             attended = attend(q, k, v, self.n_heads, allowed)
-        x_BTD = x_BTD + self.attention_out(attended)
-        mlp: Tensor = self.mlp_out(self.activation(self.mlp_in(self.norm_mlp(x_BTD))))
-        return x_BTD + mlp
+        return self.after_attention(
+            x_BTD,
+            attended,
+            self.attention_out.operands(),
+            self.norm_mlp.operands(),
+            self.mlp_in.operands(),
+            self.mlp_out.operands(),
+            self.activation,
+        )
 
 
 class Decoder(nn.Module):
@@ -133,6 +180,8 @@ class Decoder(nn.Module):
         self.position_embedding = nn.Embedding(config.max_positions, config.d_model)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
         self.norm_out = nn.LayerNorm(config.d_model)
+        self._lowered: torch.dtype | None = None
+        self._low_head: Tensor | None = None
 
     def forward(
         self,
@@ -175,7 +224,7 @@ class Decoder(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., D] -> [..., V] through the tied embedding."""
-        return F.linear(hidden, self.token_embedding.weight)
+        return F.linear(hidden.to(self.arithmetic), self.head())
 
     @torch.no_grad()
     def initialize(self, seed: int, fill: Callable[[Tensor, Tensor], object] = Tensor.copy_) -> None:
@@ -200,6 +249,38 @@ class Decoder(nn.Module):
                 std = self.config.linear_std if gain is None else gain / math.sqrt(module.in_features)
                 normal(module.weight, std * (residual if name.endswith("_out") else 1.0))
                 module.bias.zero_()
+
+    @property
+    def arithmetic(self) -> torch.dtype:
+        """The dtype of matrix products: that of the weights, unless ``lowered`` says another."""
+        return self._lowered or self.token_embedding.weight.dtype
+
+    @contextmanager
+    def lowered(self, dtype: torch.dtype) -> Iterator[None]:
+        """Multiply matrices in ``dtype`` inside: weights are cast once, here, and take their gradients as they are.
+
+        Embeddings are looked up, norms computed and the residual stream summed in the weights' own dtype. Sharded
+        weights are cast where they are gathered.
+        """
+        if dtype is self.token_embedding.weight.dtype:
+            yield
+            return
+        linears = [module for module in self.modules() if isinstance(module, Linear)]
+        self._lowered = dtype
+        try:
+            if type(self.token_embedding.weight) is nn.Parameter:
+                self._low_head = self.token_embedding.weight.to(dtype)
+                for linear in linears:
+                    linear.low = linear.weight.to(dtype), linear.bias.to(dtype)
+            yield
+        finally:
+            self._lowered = self._low_head = None
+            for linear in linears:
+                linear.low = None
+
+    def head(self) -> Tensor:
+        """[V, D]: the tied embedding in the dtype of the arithmetic."""
+        return self.token_embedding.weight.to(self.arithmetic) if self._low_head is None else self._low_head
 
     def recompute_blocks(self) -> None:
         """Activation checkpointing: training keeps each block's input alone and computes the rest a second time."""

@@ -1,7 +1,7 @@
 """Bytes of device memory that a training step needs, from the decoder's shape alone: nothing here imports torch.
 
 What is counted is what the trainer holds: weights, gradients and AdamW's moments in float32, the tensors that autograd
-keeps under autocast, and what lives for a moment around them. Rows are causal and go through fused attention, which
+keeps, and what lives for a moment around them. Rows are causal and go through fused attention, which
 keeps no T x T scores.
 
 Not counted: the CUDA context, NCCL's buffers, cuBLAS's workspaces, what the caching allocator loses to fragmentation,
@@ -18,7 +18,7 @@ from pausebench.groups import ModelConfig, Parallel, Precision
 from pausebench.model.flops import parameters
 
 FLOAT32 = 4
-CHUNK_LOGITS = 1 << 25  # that of ``training.loss``, which is above this layer and imports torch
+CHUNK_LOGITS, FLOAT32_LOGITS = 1 << 26, 1 << 24  # those of ``training.loss``, which imports torch
 
 
 @dataclass(frozen=True)
@@ -73,33 +73,41 @@ def step_memory(
     share = FLOAT32 * parameters(model, V) / (devices if sharded else 1)
 
     block_weights = 4 * d * d + 2 * d * m + 9 * d + m
+    head = V * d
     copies = element * (block_weights - 4 * d) if bf16 and not sharded else 0  # of one block, whose norms stay float32
     gathered = FLOAT32 * (V + model.max_positions + 2) * d if sharded else 0
-    compute_weights = gathered + (0 if activation_checkpointing else L * copies)
+    compute_weights = gathered if sharded else L * copies + (element * head if bf16 else 0)
 
     stream = N * FLOAT32 * d  # float32 [N, d], as blocks hand it on
     block = N * block_activations(model, precision)
     activations = L * (stream if activation_checkpointing else block) + 2 * stream
     kept = compute_weights + activations
 
-    logits = min(CHUNK_LOGITS // V * V, N * V)
-    head = V * d
     last_block = N * (5 * element * d + 2 * element * m + 2 * FLOAT32 * d) if activation_checkpointing else 0
-    forward = gathered + L * copies + activations
-    head_gradient = head * (2 * element if bf16 else 2 * FLOAT32)  # in bf16 the chunks share one, beside the copy
-    block_backward = kept + N * element * m + (N * element * d if bf16 else 0) - stream + FLOAT32 * head
+    low = N * element * d if bf16 else 0  # states in the arithmetic of the products
+    loss = (element if sharded and bf16 else 0) * head + low
+    if N * V <= CHUNK_LOGITS // 2:
+        loss += (element + 2 * FLOAT32 if bf16 else 2 * FLOAT32) * N * V
+    else:
+        chunk = _chunk(N, V) * V
+        loss += element * chunk + FLOAT32 * head + N * element * d + 2 * FLOAT32 * min(chunk, FLOAT32_LOGITS // V * V)
+    block_backward = kept + N * element * m + low - stream + FLOAT32 * head
     if activation_checkpointing:
-        block_backward += block + copies - stream
+        block_backward += block - stream
     if sharded:
         block_backward += (2 * element + FLOAT32) * block_weights
     fullest = max(
-        forward + last_block - 2 * stream,
-        forward + 2 * FLOAT32 * logits + (element * head if bf16 else 0),
-        kept + stream + max(3 * FLOAT32 * logits + head_gradient, (element + FLOAT32) * head if bf16 else 0),
+        kept + last_block - 2 * stream,
+        kept + loss,
         block_backward,
-        gathered + FLOAT32 * ((3 * V + model.max_positions) * d + (block_weights if sharded else 0)) + stream,
+        compute_weights + FLOAT32 * ((3 * V + model.max_positions) * d + (block_weights if sharded else 0)) + stream,
     )
     return StepMemory(share, share, 2 * share, compute_weights, activations, fullest - kept)
+
+
+def _chunk(N: int, V: int) -> int:
+    """Positions whose logits the loss holds at once."""
+    return -(-N // -(-N // max(1, CHUNK_LOGITS // V)))
 
 
 def block_activations(model: ModelConfig, precision: Precision = Precision.bf16) -> int:

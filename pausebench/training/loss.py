@@ -1,17 +1,28 @@
-"""Cross entropy where there is supervision, never on a B x T x V tensor."""
+"""Cross entropy where there is supervision, never on a B x T x V tensor.
+
+With a large vocabulary the gradient of a chunk of positions is made in the forward pass, while its logits are there:
+three products of the head's size instead of the four of recomputation. Shapes: N positions, D width, V vocabulary.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from pausebench.data.batch import Batch
 from pausebench.model.decoder import Decoder
 from pausebench.pauses import IGNORE_INDEX
 
-CHUNK_LOGITS = 1 << 25  # logits alive at once, 128 MiB in float32; larger heads are recomputed chunk by chunk
+CHUNK_LOGITS = 1 << 26  # logits alive at once: 128 MiB in bf16, twice that in float32
+FLOAT32_LOGITS = {"cpu": 1 << 21, "cuda": 1 << 24}  # of them that are normalised together: what caches hold, or enough
+SLICE = 4096  # rows of the head whose gradient is one product: a whole one is half as fast on a CPU
+
+
+ToGradient = Callable[[Tensor, Tensor], Tensor]
 
 
 class Objective(nn.Module):
@@ -21,12 +32,13 @@ class Objective(nn.Module):
         super().__init__()
         self.model = model
         self.device = device
+        self.to_gradient: ToGradient = loss_to_gradient_
 
     def forward(self, batch: Batch) -> Tensor:
-        return summed_loss(self.model, batch, self.device)
+        return summed_loss(self.model, batch, self.device, self.to_gradient)
 
 
-def summed_loss(model: Decoder, batch: Batch, device: torch.device) -> Tensor:
+def summed_loss(model: Decoder, batch: Batch, device: torch.device, to_gradient: ToGradient | None = None) -> Tensor:
     """Sum of the cross entropy over the supervised positions of a CPU batch, in nats (float32 scalar on device)."""
     labels = batch.labels[:, -batch.last :].flatten()
     supervised = (labels != IGNORE_INDEX).nonzero()[:, 0]  # found on the CPU: no device is waited for
@@ -34,23 +46,66 @@ def summed_loss(model: Decoder, batch: Batch, device: torch.device) -> Tensor:
     hidden = model(batch.input_ids.to(device), batch.mask.to(device), positions, last=batch.last).flatten(0, 1)
     if len(supervised) < len(labels):
         hidden, labels = hidden.index_select(0, supervised.to(device)), labels[supervised]
-    return summed_cross_entropy(hidden, model.token_embedding.weight, labels.to(device))
+    return summed_cross_entropy(hidden, model.token_embedding.weight, labels.to(device), model.head(), to_gradient)
 
 
-def summed_cross_entropy(hidden: Tensor, head: Tensor, labels: Tensor) -> Tensor:
+def summed_cross_entropy(
+    hidden: Tensor, head: Tensor, labels: Tensor, low: Tensor | None = None, to_gradient: ToGradient | None = None
+) -> Tensor:
     """Sum over N positions of -log softmax(head @ hidden)[label]: hidden [N, D], head [V, D], labels [N].
 
-    Where N x V passes ``CHUNK_LOGITS``, logits are made and remade a chunk at a time in forward and backward.
+    ``low``: the head in the dtype of the products (None: as it is). A large head's logits exist a chunk at a time, and
+    ``to_gradient`` (None: ``loss_to_gradient_``) turns each into its loss and gradient.
+    """
+    low = head if low is None else low
+    hidden = hidden.to(low.dtype)
+    if len(hidden) * len(head) <= CHUNK_LOGITS // 2:
+        return F.cross_entropy(F.linear(hidden, low).float(), labels, reduction="sum")
+    total: Tensor = HeadLoss.apply(hidden, head, low.detach(), labels, to_gradient or loss_to_gradient_)  # type: ignore[no-untyped-call]
+    return total
+
+
+class HeadLoss(torch.autograd.Function):
+    """Sum over N positions of -log softmax(head @ hidden)[label], float32.
+
+    hidden: [N, D], and low: [V, D], the head in the same dtype, in which products are taken. head: [V, D], the weight
+    that gets the gradient, summed over chunks in its own dtype. labels: int64 [N].
     """
 
-    def chunk_loss(hidden: Tensor, head: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(F.linear(hidden, head).float(), labels, reduction="sum")
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, head: Tensor, low: Tensor, labels: Tensor, to_gradient: ToGradient) -> Tensor:
+        wanted = any(ctx.needs_input_grad)
+        dhidden, dhead = torch.empty_like(hidden), torch.zeros_like(head) if wanted else head
+        total = torch.zeros((), device=hidden.device)
+        chunks = -(-len(hidden) // max(1, CHUNK_LOGITS // len(low)))
+        size = -(-len(hidden) // chunks)
+        buffer = hidden.new_empty(size, len(low))
+        for begin in range(0, len(hidden), size):
+            part = hidden[begin : begin + size]
+            logits = torch.mm(part, low.T, out=buffer[: len(part)])
+            total += to_gradient(logits, labels[begin : begin + size])
+            if wanted:
+                torch.mm(logits, low, out=dhidden[begin : begin + size])
+                for first in range(0, len(low), SLICE):
+                    dhead[first : first + SLICE] += torch.mm(logits[:, first : first + SLICE].T, part)
+        if wanted:
+            ctx.save_for_backward(dhidden, dhead)
+        return total
 
-    size = max(1, CHUNK_LOGITS // head.shape[0])
-    if len(hidden) <= size:
-        return chunk_loss(hidden, head, labels)
-    losses = [
-        checkpoint(chunk_loss, h, head, y, use_reentrant=False)
-        for h, y in zip(torch.split(hidden, size), torch.split(labels, size), strict=True)
-    ]
-    return torch.stack(losses).sum()
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        dhidden, dhead = ctx.saved_tensors
+        return dhidden.mul_(upstream), dhead.mul_(upstream), None, None, None
+
+
+def loss_to_gradient_(logits: Tensor, labels: Tensor) -> Tensor:
+    """The summed loss of logits [N, V], float32; they become its gradient, softmax less one at the label."""
+    total = torch.zeros((), device=logits.device)
+    size = max(1, FLOAT32_LOGITS[logits.device.type] // logits.shape[1])
+    for begin in range(0, len(logits), size):
+        rows, label = logits[begin : begin + size], labels[begin : begin + size, None]
+        log_probabilities = rows.float().log_softmax(dim=1)
+        total -= log_probabilities.gather(1, label).sum()
+        rows.copy_(log_probabilities.exp_().scatter_add_(1, label, torch.full_like(label, -1, dtype=torch.float32)))
+    return total

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -100,7 +100,10 @@ class Ranks:
         policy = MixedPrecisionPolicy(param_dtype=low, reduce_dtype=torch.float32, cast_forward_inputs=False)
         for block in model.blocks:
             assert isinstance(block, Block)
-            fully_shard([block.norm_attention, block.norm_mlp], mp_policy=full)
+            norms: list[nn.Module] = [block.norm_attention, block.norm_mlp]
+            fully_shard(norms, mp_policy=full, reshard_after_forward=False)  # a few kilobytes
+            for norm in norms:
+                register_fsdp_forward_method(norm, "operands")
             fully_shard(block, mp_policy=policy)
         fully_shard(model, mp_policy=full)
         model.to_empty(device=device)

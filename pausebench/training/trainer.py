@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, NoReturn
 
@@ -24,6 +24,7 @@ from pausebench.groups import OnBadStep, Parallel, Precision, TrainConfig
 from pausebench.model.decoder import Decoder
 from pausebench.results.run_folder import RunFolder, read_metrics
 from pausebench.training import checkpoint, stop
+from pausebench.training.compiled import compile_objective
 from pausebench.training.device import peak_flops
 from pausebench.training.loss import Objective, summed_loss
 from pausebench.training.optim import build_optimizer, learning_rate
@@ -90,7 +91,9 @@ class Trainer:
         self.ranks = ranks
         self.optimizer = build_optimizer(model, config)
         self.position = Position()
-        self._objective = ranks.wrap(Objective(model, device))
+        objective = Objective(model, device)
+        compile_objective(objective, config.compile, self._flops, progress.say)
+        self._objective = ranks.wrap(objective)
         self._unread: list[Taken] = []
         self._usual_norm = torch.zeros((), device=device)
 
@@ -162,9 +165,8 @@ class Trainer:
     def _settle(self, batch: Batch) -> None:
         """One backward pass without a step: DDP orders its buckets by the first one, and sums of three ranks or more
         depend on that order, so that a run that goes on would differ in its last bits from one that was not stopped."""
-        with self._autocast():
-            loss = self._objective(batch.rows(0, 1))
-        loss.backward()
+        with self.model.lowered(self._dtype):
+            self._objective(batch.rows(0, 1)).backward()
         self.optimizer.zero_grad()
 
     def _summary(self) -> dict[str, Any]:
@@ -195,17 +197,17 @@ class Trainer:
         rows = len(batch.input_ids)
         size = self.config.micro_batch_size or rows
         total = torch.zeros((), device=self.device)
-        for start in range(0, rows, size):
-            if start and self.ranks.count == 1 and stop.reason() is not None:
-                self.optimizer.zero_grad()
-                self._stop()  # a step may take minutes; nothing was changed yet
-            part = batch.rows(start, min(size, rows - start))
-            last = start + size >= rows
-            with nullcontext() if last else self.ranks.accumulating(self._objective):
-                with self._autocast():
+        with self.model.lowered(self._dtype):
+            for start in range(0, rows, size):
+                if start and self.ranks.count == 1 and stop.reason() is not None:
+                    self.optimizer.zero_grad()
+                    self._stop()  # a step may take minutes; nothing was changed yet
+                part = batch.rows(start, min(size, rows - start))
+                last = start + size >= rows
+                with nullcontext() if last else self.ranks.accumulating(self._objective):
                     loss = self._objective(part) / supervised
-                (loss * self.ranks.count).backward()  # ranks average their gradients; what is wanted is the sum
-            total += loss.detach()
+                    (loss * self.ranks.count).backward()  # ranks average their gradients; what is wanted is the sum
+                total += loss.detach()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
         if isinstance(norm, DTensor):
             norm = norm.full_tensor()
@@ -285,7 +287,7 @@ class Trainer:
         batch = self.batches.validation(self.config.validation_rows)
         rows = len(batch.input_ids)
         size = self.config.micro_batch_size or self.config.batch_size
-        with self._autocast():
+        with self.model.lowered(self._dtype):
             losses = [
                 summed_loss(self.model, batch.rows(start, min(size, rows - start)), self.device)
                 for start in range(0, rows, size)
@@ -321,11 +323,12 @@ class Trainer:
         if self.ranks.is_first:
             self.folder.cut_metrics(self.position.step)
 
+    def _flops(self) -> float:
+        """Of the whole run, by its first batch: the same however often it is resumed."""
+        first = self.batches.batch(1)
+        tokens = self.config.steps * first.tokens * self.ranks.count
+        return tokens * self.model.flops_per_token(first.attention_length)
+
     @property
     def _dtype(self) -> torch.dtype:
         return torch.bfloat16 if self.precision is Precision.bf16 else torch.float32
-
-    def _autocast(self) -> AbstractContextManager[object]:
-        if self.precision is Precision.bf16:
-            return torch.autocast(self.device.type, torch.bfloat16)
-        return nullcontext()

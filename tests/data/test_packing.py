@@ -385,8 +385,10 @@ def test_documents_taken_apart_stand_once_each_beside_others_of_like_length(size
     lengths = [group.real.sum(dim=1) for group in taken.groups]
     assert all(float(group.min()) >= LIKE_LENGTH * float(group.max()) for group in lengths)
     assert sorted(torch.cat(lengths).tolist()) == sorted(sizes * 2)
-    places = torch.cat([group.places[group.real] for group in taken.groups])
-    assert sorted(places.tolist()) == real.tolist()
+    places = torch.cat([group.places.flatten() for group in taken.groups])
+    stands = torch.cat([group.real.flatten() for group in taken.groups])
+    assert sorted(places[stands].tolist()) == real.tolist()
+    assert stands[taken.inverse[real]].all()
     assert torch.equal(places[taken.inverse[real]], real), "and go back to where they stood"
     whose = torch.stack([documents, torch.arange(2)[:, None].expand_as(documents)], dim=2).flatten(0, 1)
     for group in taken.groups:

@@ -6,7 +6,7 @@ import dataclasses
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -18,12 +18,12 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
 from torch.distributed._tools.mem_tracker import MemTracker
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.profiler import ProfilerActivity, profile
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from pausebench.groups import ModelConfig, Parallel, Precision, TrainConfig
-from pausebench.model import memory
+from pausebench.model import attention, memory
 from pausebench.model.decoder import Decoder
 from pausebench.model.memory import block_activations, step_memory
 from pausebench.training import loss
@@ -40,17 +40,24 @@ MODELS = {
 }
 
 
-def autocast(precision: Precision) -> AbstractContextManager[object]:
-    return torch.autocast("cpu", torch.bfloat16) if precision is Precision.bf16 else nullcontext()
+@pytest.fixture(autouse=True)
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fused attention, and so many float32 logits at once: the formula is that of devices whose memory is scarce."""
+    monkeypatch.setattr(attention, "BLOCKWISE", ())
+    monkeypatch.setattr(loss, "FLOAT32_LOGITS", {"cpu": memory.FLOAT32_LOGITS})
+
+
+def lowered(model: Decoder, precision: Precision) -> AbstractContextManager[object]:
+    return model.lowered(torch.bfloat16 if precision is Precision.bf16 else torch.float32)
 
 
 def micro_batch(model: Decoder, ids: Tensor, precision: Precision = Precision.bf16) -> None:
     """Forward and backward as the trainer does them; every position predicts."""
-    with autocast(precision):
+    with lowered(model, precision):
         hidden = model(ids).flatten(0, 1)
-        total = summed_cross_entropy(hidden, model.token_embedding.weight, ids.flatten())
-    del hidden
-    total.backward()
+        total = summed_cross_entropy(hidden, model.token_embedding.weight, ids.flatten(), model.head())
+        del hidden
+        total.backward()
 
 
 def prepare_later_micro_batch(model: Decoder, optimizer: torch.optim.Optimizer) -> None:
@@ -117,7 +124,7 @@ def test_a_block_keeps_to_the_byte_what_the_formula_says(name: str, precision: P
         model = Decoder(ModelConfig(name, n_layers, config.n_heads, config.d_model, config.d_mlp, 256), 100)
         ids = torch.zeros(rows, length, dtype=torch.int64)
         weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-        with autocast(precision):
+        with lowered(model, precision):
             sizes.append(kept_for_backward(lambda model=model, ids=ids: model(ids), weights))
     matrices = 4 * config.d_model**2 + 2 * config.d_model * config.d_mlp
     copies = 2 * matrices if precision is Precision.bf16 else 0
@@ -176,7 +183,10 @@ def test_the_peak_of_a_share_of_the_model_is_within_2_percent_of_torchs(
         if checkpointing:
             model.recompute_blocks()
         for block in model.blocks:
-            fully_shard([block.norm_attention, block.norm_mlp], mesh=mesh)  # as ``Ranks.distribute`` does
+            norms = [block.norm_attention, block.norm_mlp]  # as ``Ranks.distribute`` does
+            fully_shard(norms, mesh=mesh, reshard_after_forward=False)
+            for norm in norms:
+                register_fsdp_forward_method(norm, "operands")
             fully_shard(block, mesh=mesh, mp_policy=bf16)
         fully_shard(model, mesh=mesh, reshard_after_forward=False)
         ids = torch.zeros(rows, length, dtype=torch.int64)
@@ -247,6 +257,11 @@ def test_the_table_of_the_docs_is_what_the_formulas_say() -> None:
 
 def test_the_formula_knows_how_many_logits_the_loss_keeps_alive() -> None:
     assert memory.CHUNK_LOGITS == loss.CHUNK_LOGITS
+
+
+def test_the_formula_knows_how_many_logits_are_normalised_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    assert loss.FLOAT32_LOGITS["cuda"] == memory.FLOAT32_LOGITS
 
 
 def test_memory_is_planned_without_torch() -> None:

@@ -1,0 +1,84 @@
+"""torch.compile where it pays: what a block does position by position, and the loss over the vocabulary.
+
+Attention stays outside, so that one compiled code serves every layer and every mask. Row lengths that change become
+symbols with the second one seen. Compiled code is cached on disk by torch (TORCHINDUCTOR_CACHE_DIR).
+
+Invariant: a compiled run rounds differently from one that is not, and in nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pausebench.groups import Compile
+from pausebench.model import decoder
+from pausebench.training.loss import Objective
+
+# FLOPs of training from which compiling pays with ``compile=auto``. It takes half a minute. What it saves was measured
+# on a CPU (a twentieth of a step, so fifteen minutes of 400 GFLOP/s); on a GPU it is the products' share that counts.
+PAYS = {"cpu": 4e14, "cuda": 2e16}
+
+
+def compile_objective(
+    objective: Objective, choice: Compile, flops: Callable[[], float], say: Callable[[str], None]
+) -> bool:
+    """Put compiled code into a model and its loss, if ``choice`` says so for a run of ``flops()`` in all.
+
+    Where torch cannot compile here (no C++ compiler, no Triton), one line says why, and training goes on without.
+    """
+    if choice is Compile.off or (choice is Compile.auto and flops() < PAYS.get(objective.device.type, float("inf"))):
+        return False
+    try:
+        _try(objective.device)
+    except Exception as error:  # whatever Dynamo, Inductor and a compiler raise
+        reason = (str(error).splitlines() or [""])[0]
+        say(f"torch.compile does not work here ({type(error).__name__}: {reason}); training goes on without it")
+        return False
+    for block in objective.model.blocks:
+        assert isinstance(block, decoder.Block)
+        block.attention_inputs = _by_position(decoder.attention_inputs)
+        block.after_attention = _by_position(decoder.after_attention)
+    objective.to_gradient = _loss_to_gradient_()
+    return True
+
+
+def _try(device: torch.device) -> None:
+    """Compile something small, so that a failure is seen before the run's own graphs."""
+    compiled = torch.compile(torch.nn.functional.gelu)
+    compiled(torch.ones(16, device=device))
+
+
+@lru_cache(maxsize=8)
+def _by_position(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """``function(x, ...)`` compiled for [N, ...] positions instead of [B, T, ...]; as it was without gradients."""
+    compiled: Callable[..., Tensor] = torch.compile(function)
+
+    def by_position(*given: Any) -> Tensor:
+        if not torch.is_grad_enabled():
+            return function(*given)
+        shape = given[0].shape[:-1]
+        flat = [item.flatten(0, 1) if isinstance(item, Tensor) else item for item in given]
+        return compiled(*flat).view(*shape, -1)
+
+    return by_position
+
+
+@lru_cache(maxsize=1)
+def _loss_to_gradient_() -> Callable[[Tensor, Tensor], Tensor]:
+    """``loss.loss_to_gradient_`` in one pass over the logits."""
+
+    def in_one_pass_(logits: Tensor, labels: Tensor) -> Tensor:
+        x = logits.float()
+        most = x.amax(dim=1, keepdim=True)
+        normaliser = (x - most).exp().sum(dim=1, keepdim=True).log() + most
+        loss = (normaliser - x.gather(1, labels[:, None])).sum()
+        right = torch.arange(x.shape[1], device=x.device) == labels[:, None]
+        logits.copy_((x - normaliser).exp() - right.float())
+        return loss
+
+    return torch.compile(in_one_pass_)
