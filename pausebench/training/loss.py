@@ -61,7 +61,8 @@ def summed_cross_entropy(
     hidden = hidden.to(low.dtype)
     if len(hidden) * len(head) <= CHUNK_LOGITS // 2:
         return F.cross_entropy(F.linear(hidden, low).float(), labels, reduction="sum")
-    total: Tensor = HeadLoss.apply(hidden, head, low.detach(), labels, to_gradient or loss_to_gradient_)  # type: ignore[no-untyped-call]
+    weight = head if torch.is_grad_enabled() else head.detach()  # Functions ask the inputs, not the mode
+    total: Tensor = HeadLoss.apply(hidden, weight, low.detach(), labels, to_gradient or loss_to_gradient_)  # type: ignore[no-untyped-call]
     return total
 
 

@@ -1,0 +1,248 @@
+"""Fast paths on and off: lowered weights, blockwise attention, the head's gradient at once, torch.compile."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pausebench.data.batch import Batch
+from pausebench.data.batches import EncodedExamples, RowLayout
+from pausebench.groups import AttentionKind, Compile, PauseVisibility, Placement
+from pausebench.model import attention, blockwise
+from pausebench.model.attention import AttentionMask
+from pausebench.model.decoder import Decoder
+from pausebench.training import compiled, loss
+from pausebench.training.compiled import PAYS, compile_objective
+from pausebench.training.loss import HeadLoss, Objective, loss_to_gradient_, summed_loss
+
+CPU = torch.device("cpu")
+V = 48
+
+
+def say(message: str) -> None:
+    raise AssertionError(message)
+
+
+def rows(length: int = 70, count: int = 3, seed: int = 0) -> Batch:
+    ids = torch.randint(0, V, (count, length), generator=torch.Generator().manual_seed(seed))
+    return Batch(ids, ids.roll(-1, 1), AttentionMask(AttentionKind.causal), length)
+
+
+def packed(kind: AttentionKind, visibility: PauseVisibility) -> Batch:
+    generator = torch.Generator().manual_seed(1)
+    examples = EncodedExamples(
+        torch.randint(0, V - 3, (9, 60), generator=generator),
+        torch.randint(20, 60, (9,), generator=generator),
+        torch.randint(0, V - 3, (9, 6), generator=generator),
+        torch.randint(1, 7, (9,), generator=generator),
+    )
+    layout = RowLayout(3, Placement.append, kind, torch.tensor([V - 3]), V - 1, V - 2, visibility)
+    return layout.packed_batch(examples)
+
+
+BATCHES = {"causal rows": rows()} | {
+    f"packed, {kind.value}, {visibility.value}": packed(kind, visibility)
+    for kind in AttentionKind
+    for visibility in PauseVisibility
+}
+
+
+def value_and_gradient(objective: Objective, batch: Batch, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The loss a supervised position, and all gradients in one row."""
+    objective.zero_grad()
+    with objective.model.lowered(dtype):
+        total = objective(batch) / batch.supervised
+        total.backward()
+    return total.detach(), torch.cat([p.grad.flatten() for p in objective.parameters() if p.grad is not None])
+
+
+def apart(found: Tensor, wanted: Tensor) -> float:
+    return float((found - wanted).detach().norm() / wanted.norm())
+
+
+# bf16
+
+
+@pytest.mark.parametrize("batch", BATCHES.values(), ids=BATCHES)
+def test_bf16_is_float32_up_to_its_rounding(make_decoder: Callable[..., Decoder], batch: Batch) -> None:
+    objective = Objective(make_decoder(V, d_model=64, n_heads=4), CPU)
+    exact, gradient = value_and_gradient(objective, batch, torch.float32)
+    low, low_gradient = value_and_gradient(objective, batch, torch.bfloat16)
+    assert abs(float(low / exact) - 1) < 2e-3
+    assert 0 < apart(low_gradient, gradient) < 0.02, "a hundredth is what 8 bits give; the same would be float32"
+
+
+def test_lowered_weights_are_what_autocast_computes_with(
+    make_decoder: Callable[..., Decoder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "BLOCKWISE", ())
+    model, batch = make_decoder(V, d_model=64, n_heads=4), rows()
+    objective = Objective(model, CPU)
+    low, gradient = value_and_gradient(objective, batch, torch.bfloat16)
+    model.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = F.cross_entropy(model.logits(model(batch.input_ids)).flatten(0, 1).float(), batch.labels.flatten())
+    expected.backward()
+    autocast = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    assert torch.equal(low, expected)
+    assert apart(gradient, autocast) < 1e-6
+
+
+def test_micro_batches_share_the_lowered_weights(make_decoder: Callable[..., Decoder]) -> None:
+    objective, batch = Objective(make_decoder(V, d_model=64, n_heads=4), CPU), rows(count=4)
+    _, whole = value_and_gradient(objective, batch, torch.bfloat16)
+    objective.zero_grad()
+    with objective.model.lowered(torch.bfloat16):
+        for start in (0, 2):
+            (objective(batch.rows(start, 2)) / batch.supervised).backward()
+    parts = torch.cat([p.grad.flatten() for p in objective.parameters() if p.grad is not None])
+    assert apart(parts, whole) < 5e-3
+    assert objective.model.arithmetic is torch.float32, "and are gone after the step"
+
+
+# Blockwise attention
+
+
+@pytest.mark.parametrize(("queries", "keys"), [(300, 300), (130, 300), (2, 300), (40, 40)])
+@pytest.mark.parametrize("masked", [False, True], ids=["causal", "masked"])
+def test_blockwise_attention_is_as_close_to_float32_as_the_fused_kernel(
+    masked: bool, queries: int, keys: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = torch.Generator().manual_seed(3)
+    given = [torch.randn(2, size, 48, generator=generator) for size in (queries, keys, keys, queries)]
+    allowed = None
+    if masked:
+        allowed = torch.rand(2, 1, queries, keys, generator=generator) < 0.5
+        allowed |= torch.eye(keys, dtype=torch.bool)[-queries:]
+
+    def computed(dtype: torch.dtype) -> list[Tensor]:
+        q, k, v = (part.to(dtype).requires_grad_() for part in given[:3])
+        out = attention.attend(q, k, v, 4, allowed)
+        return [part.float() for part in (out, *torch.autograd.grad(out, (q, k, v), given[3].to(dtype)))]
+
+    exact, blocks = computed(torch.float32), computed(torch.bfloat16)
+    monkeypatch.setattr(attention, "BLOCKWISE", ())
+    fused = computed(torch.bfloat16)
+    for found, kernel, wanted in zip(blocks, fused, exact, strict=True):
+        assert 0 < apart(found, wanted) < max(0.01, 2 * apart(kernel, wanted))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (8, 16), (3, 128)])
+def test_the_number_of_blocks_changes_rounding_alone(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(4)
+    q, k, v = (torch.randn(2, 90, 24, generator=generator, dtype=torch.float64) for _ in range(3))
+    expected = blockwise.BlockwiseAttention.apply(q, k, v, 2, None)
+    assert len(list(blockwise._blocks(90, 90, causal=True))) == 1
+    monkeypatch.setattr(blockwise, "MOST_BLOCKS", size[0])
+    monkeypatch.setattr(blockwise, "LEAST_QUERIES", size[1])
+    found = blockwise.BlockwiseAttention.apply(q, k, v, 2, None)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["causal", "masked"])
+def test_blockwise_attentions_gradient_is_that_of_finite_differences(
+    masked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blockwise, "LEAST_QUERIES", 3)
+    generator = torch.Generator().manual_seed(5)
+    q = torch.randn(2, 7, 4, generator=generator, dtype=torch.float64, requires_grad=True)
+    k, v = (torch.randn(2, 9, 4, generator=generator, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    bias = None
+    if masked:
+        bias = torch.zeros(2, 1, 7, 9, dtype=torch.float64)
+        bias[:, :, :, 3] = -torch.inf
+    assert torch.autograd.gradcheck(lambda *x: blockwise.BlockwiseAttention.apply(*x, 2, bias), (q, k, v))
+
+
+# The head
+
+
+def test_the_heads_loss_and_gradient_are_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loss, "CHUNK_LOGITS", 5 * V)
+    monkeypatch.setattr(loss, "FLOAT32_LOGITS", {"cpu": 2 * V})
+    monkeypatch.setattr(loss, "SLICE", 7)
+    generator = torch.Generator().manual_seed(6)
+    hidden = torch.randn(23, 8, generator=generator, dtype=torch.float32, requires_grad=True)
+    head = torch.randn(V, 8, generator=generator, requires_grad=True)
+    labels = torch.randint(0, V, (23,), generator=generator)
+    found = HeadLoss.apply(hidden, head, head.detach(), labels, loss_to_gradient_)
+    expected = F.cross_entropy(hidden @ head.T, labels, reduction="sum")
+    torch.testing.assert_close(found, expected)
+    for one, other in zip(
+        torch.autograd.grad(found / 3, (hidden, head)), torch.autograd.grad(expected / 3, (hidden, head)), strict=True
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_in_bf16_the_heads_gradient_is_summed_over_chunks_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sum in bf16 would lose what single positions add to a large one."""
+    monkeypatch.setattr(loss, "CHUNK_LOGITS", V)  # a position a chunk
+    generator = torch.Generator().manual_seed(7)
+    hidden = torch.randn(2000, 8, generator=generator).bfloat16()
+    head = torch.randn(V, 8, generator=generator, requires_grad=True)
+    labels = torch.zeros(2000, dtype=torch.int64)
+    exact = head.detach().bfloat16().float().requires_grad_()
+    F.cross_entropy(hidden.float() @ exact.T, labels, reduction="sum").backward()
+    HeadLoss.apply(hidden, head, head.detach().bfloat16(), labels, loss_to_gradient_).backward()
+    assert head.grad is not None and exact.grad is not None
+    assert apart(head.grad, exact.grad) < 2e-3
+
+
+def test_validation_makes_no_gradient_of_the_head(
+    make_decoder: Callable[..., Decoder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loss, "CHUNK_LOGITS", 5 * V)
+    model = make_decoder(V)
+    products = []
+    monkeypatch.setattr(loss.torch, "zeros_like", lambda *given: products.append(given))
+    with torch.no_grad():
+        summed_loss(model, rows(), CPU)
+    assert not products
+
+
+# torch.compile
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bf16"])
+def test_compiled_code_rounds_differently_and_no_more(
+    make_decoder: Callable[..., Decoder], monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr(loss, "CHUNK_LOGITS", 64 * V)
+    plain = Objective(make_decoder(V, d_model=64, n_heads=4), CPU)
+    fast = copy.deepcopy(plain)
+    assert compile_objective(fast, Compile.on, lambda: 0.0, say)
+    assert fast.to_gradient is not plain.to_gradient
+    for batch in (rows(), rows(91), packed(AttentionKind.bidirectional, PauseVisibility.all)):
+        value, gradient = value_and_gradient(plain, batch, dtype)
+        found, compiled_gradient = value_and_gradient(fast, batch, dtype)
+        bound = 1e-5 if dtype is torch.float32 else 0.01
+        torch.testing.assert_close(found, value, rtol=bound, atol=0)
+        assert 0 < apart(compiled_gradient, gradient) < bound
+    with torch.no_grad():
+        assert torch.equal(fast(rows()), plain(rows())), "validation is not compiled"
+
+
+def test_auto_compiles_long_runs_and_off_none(make_decoder: Callable[..., Decoder]) -> None:
+    objective = Objective(make_decoder(V), CPU)
+    assert not compile_objective(objective, Compile.auto, lambda: PAYS["cpu"] / 2, say)
+    assert not compile_objective(objective, Compile.off, lambda: PAYS["cpu"] * 2, say)
+    assert compile_objective(objective, Compile.auto, lambda: PAYS["cpu"], say)
+
+
+def test_where_nothing_compiles_a_line_says_so_and_training_goes_on(
+    make_decoder: Callable[..., Decoder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(device: torch.device) -> None:
+        raise RuntimeError("no C++ compiler\nand a long trace")
+
+    monkeypatch.setattr(compiled, "_try", broken)
+    objective = Objective(make_decoder(V), CPU)
+    lines: list[str] = []
+    assert not compile_objective(objective, Compile.on, lambda: 0.0, lines.append)
+    assert lines == ["torch.compile does not work here (RuntimeError: no C++ compiler); training goes on without it"]
+    objective(rows()).backward()
