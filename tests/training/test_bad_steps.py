@@ -26,7 +26,7 @@ WORDS = (
 
 def scale_gradient(at: dict[int, float]) -> None:
     """From now on the gradients of these steps are multiplied by so much."""
-    step, clip = Trainer._step, torch.nn.utils.clip_grad_norm_
+    step, clip = Trainer.optimize, torch.nn.utils.clip_grad_norm_
     now = 0
 
     def noted(self: Trainer, number: int, *given: Any) -> None:
@@ -41,7 +41,7 @@ def scale_gradient(at: dict[int, float]) -> None:
                 parameter.grad *= at[now]
         return clip(parameters, *given)
 
-    Trainer._step = noted  # type: ignore[method-assign]
+    Trainer.optimize = noted  # type: ignore[method-assign]
     torch.nn.utils.clip_grad_norm_ = scaled
 
 
@@ -63,7 +63,7 @@ def test_a_skipped_step_changes_nothing_and_is_counted(tmp_path: Path) -> None:
 
     def work() -> int:
         scale_gradient({12: float("nan"), 13: float("inf")})
-        step = Trainer._step
+        step = Trainer.optimize
 
         def watched(self: Trainer, number: int, *given: Any) -> None:
             tensors = {name: tensor.clone() for name, tensor in checkpoint._state(self.model, self.optimizer).items()}
@@ -73,7 +73,7 @@ def test_a_skipped_step_changes_nothing_and_is_counted(tmp_path: Path) -> None:
             if same != (number in (12, 13)):
                 os._exit(7)
 
-        Trainer._step = watched  # type: ignore[method-assign]
+        Trainer.optimize = watched  # type: ignore[method-assign]
         return cli.run(words.split())
 
     assert in_child(work) == 0
@@ -90,14 +90,14 @@ def test_skipping_survives_a_kill(tmp_path: Path) -> None:
 
     def killed() -> int:
         scale_gradient(at)
-        step = Trainer._step
+        step = Trainer.optimize
 
         def fatal(self: Trainer, number: int, *given: Any) -> None:
             step(self, number, *given)
             if number == 25:
                 os._exit(9)
 
-        Trainer._step = fatal  # type: ignore[method-assign]
+        Trainer.optimize = fatal  # type: ignore[method-assign]
         return cli.run(f"{words} runs={tmp_path / 'killed'}".split())
 
     assert in_child(killed) == 9
@@ -135,13 +135,13 @@ def test_all_ranks_skip_the_step_that_one_of_them_spoils(kind: str, tmp_path: Pa
     assert run_with({12: float("nan")}, f"{words} runs={tmp_path / 'alone'}") == 0
 
     def spoil_rank_1(rank: int) -> None:
-        step = Trainer._step
+        step = Trainer.optimize
 
         def spoiled(self: Trainer, number: int, batch: Any, supervised: int) -> None:
             # A count that is not a number makes this rank's loss one.
             step(self, number, batch, float("nan") if rank == 1 and number == 12 else supervised)  # type: ignore[arg-type]
 
-        Trainer._step = spoiled  # type: ignore[method-assign]
+        Trainer.optimize = spoiled  # type: ignore[method-assign]
 
     assert wait_for(start_ranks(2, f"{words} parallel={kind} runs={tmp_path / 'two'}", spoil_rank_1)) == [0, 0]
     rows, expected = (

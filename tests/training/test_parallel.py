@@ -187,7 +187,7 @@ def test_recomputed_blocks_change_no_number(alone: Callable[[str], Path], tmp_pa
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
 def test_a_stop_of_one_rank_saves_one_step_for_all(kind: str, alone: Callable[[str], Path], tmp_path: Path) -> None:
-    step = Trainer._step
+    step = Trainer.optimize
 
     def stop_rank_1_at_step_7(rank: int) -> None:
         def signalled(self: Trainer, number: int, *given: Any) -> None:
@@ -195,7 +195,7 @@ def test_a_stop_of_one_rank_saves_one_step_for_all(kind: str, alone: Callable[[s
             if rank == 1 and number == 7:
                 os.kill(os.getpid(), signal.SIGTERM)
 
-        Trainer._step = signalled  # type: ignore[method-assign]
+        Trainer.optimize = signalled  # type: ignore[method-assign]
 
     words = f"{COMMANDS['pretrain']} parallel={kind} runs={tmp_path}"
     assert wait_for(start_ranks(2, words, stop_rank_1_at_step_7)) == [130, 130]
@@ -208,7 +208,7 @@ def test_a_killed_rank_ends_the_others_with_its_name_and_the_run_goes_on(
     kind: str, alone: Callable[[str], Path], tmp_path: Path
 ) -> None:
     said = tmp_path / "said"
-    step = Trainer._step
+    step = Trainer.optimize
 
     def kill_rank_1_at_step_13(rank: int) -> None:
         def fatal(self: Trainer, number: int, *given: Any) -> None:
@@ -218,7 +218,7 @@ def test_a_killed_rank_ends_the_others_with_its_name_and_the_run_goes_on(
                     os.kill(os.getpid(), signal.SIGKILL)
             step(self, number, *given)
 
-        Trainer._step = fatal  # type: ignore[method-assign]
+        Trainer.optimize = fatal  # type: ignore[method-assign]
         if rank == 0:
             sys.stderr = said.open("w", buffering=1)
 
@@ -231,14 +231,14 @@ def test_a_killed_rank_ends_the_others_with_its_name_and_the_run_goes_on(
 
 def test_a_rank_that_hangs_ends_the_run_with_its_name(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     def freeze_rank_1_at_step_5(rank: int) -> None:
-        step = Trainer._step
+        step = Trainer.optimize
 
         def frozen(self: Trainer, number: int, *given: Any) -> None:
             if rank == 1 and number == 5:
                 os.kill(os.getpid(), signal.SIGSTOP)
             step(self, number, *given)
 
-        Trainer._step = frozen  # type: ignore[method-assign]
+        Trainer.optimize = frozen  # type: ignore[method-assign]
 
     words = f"{COMMANDS['pretrain']} train.hang_seconds=3 runs={tmp_path}"
     first, second = start_ranks(2, words, freeze_rank_1_at_step_5)

@@ -81,7 +81,7 @@ def test_kill_9_at_a_random_step_leaves_no_trace(seed: int, uninterrupted: tuple
     command, reference = uninterrupted
     draw = random.Random(f"{command}{seed}")
     fatal_steps = sorted(draw.sample(range(1, STEPS + 1), 2))
-    step = Trainer._step
+    step = Trainer.optimize
 
     for fatal in fatal_steps:
 
@@ -91,7 +91,7 @@ def test_kill_9_at_a_random_step_leaves_no_trace(seed: int, uninterrupted: tuple
                 if number == fatal:
                     kill_me()
 
-            Trainer._step = fragile  # type: ignore[method-assign]
+            Trainer.optimize = fragile  # type: ignore[method-assign]
             return cli.run(f"{COMMANDS[command]} runs={tmp_path}".split())
 
         assert in_child(train_until_killed) == -signal.SIGKILL
@@ -149,7 +149,7 @@ def test_a_stop_signal_saves_says_so_and_goes_on(
     number: signal.Signals, uninterrupted: tuple[str, Path], tmp_path: Path
 ) -> None:
     command, reference = uninterrupted
-    step = Trainer._step
+    step = Trainer.optimize
     said = tmp_path / "said"
 
     def train_until_stopped() -> int:
@@ -158,7 +158,7 @@ def test_a_stop_signal_saves_says_so_and_goes_on(
             if at == 10:
                 os.kill(os.getpid(), number)
 
-        Trainer._step = signalled  # type: ignore[method-assign]
+        Trainer.optimize = signalled  # type: ignore[method-assign]
         sys.stderr = said.open("w", buffering=1)
         return cli.run(f"{COMMANDS[command]} runs={tmp_path / 'runs'}".split())
 
@@ -210,7 +210,7 @@ def test_a_process_asked_to_stop_starts_no_further_cell(tmp_path: Path) -> None:
 
 def test_a_loss_that_is_not_finite_stops_and_names_step_and_checkpoint(tmp_path: Path) -> None:
     said = tmp_path / "said"
-    step = Trainer._step
+    step = Trainer.optimize
 
     def train_into_nan() -> int:
         def poisoned(self: Trainer, at: int, *given: Any) -> None:
@@ -219,7 +219,7 @@ def test_a_loss_that_is_not_finite_stops_and_names_step_and_checkpoint(tmp_path:
                     self.model.norm_out.weight[0] = float("nan")
             step(self, at, *given)
 
-        Trainer._step = poisoned  # type: ignore[method-assign]
+        Trainer.optimize = poisoned  # type: ignore[method-assign]
         sys.stderr = said.open("w", buffering=1)
         return cli.run(f"{COMMANDS['pretrain']} runs={tmp_path / 'runs'}".split())
 
