@@ -3,16 +3,23 @@
 A generator that is advanced row by row would make a row depend on the rows before it, on the batch size and on the
 rank that reads it. Here every number is SplitMix64 (Steele, Lea and Flood 2014) of its own coordinates, so any row can
 be drawn alone, in any order, and a resumed run needs no generator state.
+
+The arithmetic is the same on arrays and on tensors; torch, which takes seconds to import, is needed for tensors alone.
 """
 
 from __future__ import annotations
 
 import zlib
+from typing import TYPE_CHECKING, TypeVar
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 GOLDEN_GAMMA = 0x9E3779B97F4A7C15
+Words = TypeVar("Words", "Tensor", NDArray[np.int64])
 
 
 def _signed(value: int) -> int:
@@ -21,12 +28,12 @@ def _signed(value: int) -> int:
     return value - (1 << 64) if value >= 1 << 63 else value
 
 
-def _shift_right(x: Tensor, bits: int) -> Tensor:
-    """Logical right shift (torch's is arithmetic)."""
+def _shift_right(x: Words, bits: int) -> Words:
+    """Logical right shift (that of signed integers is arithmetic)."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
-def splitmix64(state: Tensor) -> Tensor:
+def splitmix64(state: Words) -> Words:
     """The SplitMix64 output for each int64 state, any shape; products wrap modulo 2**64."""
     z = state + _signed(GOLDEN_GAMMA)
     z = (z ^ _shift_right(z, 30)) * _signed(0xBF58476D1CE4E5B9)
@@ -34,19 +41,27 @@ def splitmix64(state: Tensor) -> Tensor:
     return z ^ _shift_right(z, 31)
 
 
-def _key(seed: int, stream: str) -> Tensor:
-    return splitmix64(torch.tensor(_signed(seed * 0x2545F4914F6CDD1D + zlib.crc32(stream.encode()))))
+def _key(seed: int, stream: str) -> int:
+    state = np.array([_signed(seed * 0x2545F4914F6CDD1D + zlib.crc32(stream.encode()))])
+    return int(splitmix64(state)[0])
 
 
 def uniform(seed: int, stream: str, rows: Tensor, draws: int) -> Tensor:
     """float64 [rows, draws], uniform in [0, 1).
 
     ``stream`` names what the numbers are for ("pause places", "bits", ...); two streams never share numbers.
-    ``rows`` is an int64 vector of row numbers in any order.
+    ``rows`` is an int64 vector of row numbers in any order, on the CPU.
     """
-    row_state = splitmix64(splitmix64(_key(seed, stream) + rows.to(torch.int64)))[:, None]
-    counters = torch.arange(draws, dtype=torch.int64, device=rows.device) * _signed(GOLDEN_GAMMA)
-    return _shift_right(splitmix64(row_state + counters), 11).to(torch.float64) * 2.0**-53
+    import torch
+
+    return torch.from_numpy(uniform_array(seed, stream, rows.numpy(), draws))
+
+
+def uniform_array(seed: int, stream: str, rows: NDArray[np.int64], draws: int) -> NDArray[np.float64]:
+    """``uniform`` in numpy: the same numbers."""
+    row_state = splitmix64(splitmix64(rows.astype(np.int64) + _key(seed, stream)))[:, None]
+    counters = np.arange(draws, dtype=np.int64) * _signed(GOLDEN_GAMMA)
+    return _shift_right(splitmix64(row_state + counters), 11).astype(np.float64) * 2.0**-53
 
 
 FEISTEL_ROUNDS = 6
@@ -60,7 +75,7 @@ def permuted(seed: int, stream: str, epochs: Tensor, numbers: Tensor, size: int)
     """
     bits = max(8, (size - 1).bit_length())  # halves of less than four bits mix visibly worse
     low = bits // 2
-    key = splitmix64(_key(seed, stream) + epochs)
+    key = splitmix64(epochs + _key(seed, stream))
 
     def once(x: Tensor, key: Tensor) -> Tensor:
         left, right = x >> low, x & ((1 << low) - 1)

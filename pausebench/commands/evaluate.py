@@ -5,29 +5,28 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
 from pausebench.commands import runs
 from pausebench.commands.finetune import check_length, length_limit, say_skipped
 from pausebench.config import EvaluateConfig
-from pausebench.data.batches import RowLayout, filler_id
 from pausebench.data.task_rows import DatasetRows, open_task
-from pausebench.data.tokenizer import Tokenizer
 from pausebench.data.vocabulary import open_tokenizer
 from pausebench.errors import BadInput, Interrupted
-from pausebench.evaluation.evaluator import Evaluator
 from pausebench.groups import PauseVisibility, Placement
-from pausebench.model.decoder import Decoder
 from pausebench.options import plain
 from pausebench.results.run_folder import RunFolder, read_json, run_name, write_atomically, write_json
 from pausebench.stages import FinetuneConfig
 from pausebench.tasks import TASKS
-from pausebench.training import checkpoint, stop
-from pausebench.training.device import choose_device, cpu_threads
+from pausebench.training import stop
 from pausebench.training.progress import Progress
 from pausebench.training.tracking import SCORES, Tracker, reference
+
+if TYPE_CHECKING:
+    from pausebench.data.batches import RowLayout
+    from pausebench.data.tokenizer import Tokenizer
 
 
 def run(config: EvaluateConfig) -> dict[str, Any]:
@@ -50,12 +49,18 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     counts = config.pause_counts(finetuned.pauses)
     for m in counts:
         check_length(finetuned, rows, tokenizer, parent, m, "mt")
-    layout = evaluated_layout(config, finetuned, tokenizer)
-    folders = {m: evaluate_folder(config, run_path.name, layout.placement, m) for m in counts}
+    placement = evaluated_placement(config, finetuned)
+    folders = {m: evaluate_folder(config, run_path.name, placement, m) for m in counts}
     progress = Progress(run_path.name, 0, config.quiet)
     say_skipped(rows, progress)
     todo = [m for m in counts if folders[m].result is None]
-    if todo:
+    if todo:  # torch takes seconds to import, and what is already scored does not need it
+        from pausebench.evaluation.evaluator import Evaluator
+        from pausebench.model.decoder import Decoder
+        from pausebench.training import checkpoint
+        from pausebench.training.device import choose_device, cpu_threads
+
+        layout = evaluated_layout(config, finetuned, tokenizer)
         device = choose_device(config.device)
         with cpu_threads(config.threads), stop.watched(saves=False):
             model = Decoder(finetuned.model, tokenizer.vocab_size)
@@ -129,20 +134,29 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     return {"names": [folders[m].name for m in counts]}
 
 
-def evaluated_layout(config: EvaluateConfig, finetuned: FinetuneConfig, tokenizer: Tokenizer) -> RowLayout:
-    """The rows of the finetuning, with the evaluation's placement and filler (which has to be filled in).
-
-    Raises ``BadInput`` for a jump that would be moved and for a filler that is not one token.
-    """
-    layout = RowLayout.of(finetuned, TASKS[finetuned.task.name], tokenizer)
+def evaluated_placement(config: EvaluateConfig, finetuned: FinetuneConfig) -> Placement:
+    """Where the pauses go. Raises ``BadInput`` for a jump that would be moved."""
     placement = config.placement or finetuned.placement
     if finetuned.shift and placement is not finetuned.placement:
         raise BadInput(
             f"placement={placement.value}: {config.run} was finetuned with shift={finetuned.shift} "
             f"placement={finetuned.placement.value}, and its positions jump there. Leave placement out."
         )
+    return placement
+
+
+def evaluated_layout(config: EvaluateConfig, finetuned: FinetuneConfig, tokenizer: Tokenizer) -> RowLayout:
+    """The rows of the finetuning, with the evaluation's placement and filler (which has to be filled in).
+
+    Raises ``BadInput`` for a filler that is not one token.
+    """
+    from pausebench.data.batches import RowLayout, filler_id
+
+    layout = RowLayout.of(finetuned, TASKS[finetuned.task.name], tokenizer)
     assert config.filler is not None
-    return replace(layout, placement=placement, pause_id=filler_id(config.filler, tokenizer))
+    return replace(
+        layout, placement=evaluated_placement(config, finetuned), pause_id=filler_id(config.filler, tokenizer)
+    )
 
 
 def evaluate_folder(config: EvaluateConfig, run: str, placement: Placement, m: int) -> RunFolder:

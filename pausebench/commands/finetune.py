@@ -2,42 +2,61 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pausebench.commands import runs
-from pausebench.data.batch import Batches, Share
-from pausebench.data.batches import DatasetBatches, RowLayout, generated_batches
 from pausebench.data.lengths import encode
 from pausebench.data.task_rows import DatasetRows, GeneratedRows, open_task
-from pausebench.data.tokenizer import Tokenizer
 from pausebench.data.vocabulary import open_tokenizer
 from pausebench.errors import BadInput
 from pausebench.groups import LengthLimit
+from pausebench.results.run_folder import RunFolder
 from pausebench.stages import FinetuneConfig
 from pausebench.tasks import TASKS
-from pausebench.training import checkpoint, stop
-from pausebench.training.device import choose_device, cpu_threads
-from pausebench.training.parallel import local_device, started
+from pausebench.training import stop
 from pausebench.training.progress import Progress
+
+if TYPE_CHECKING:
+    from pausebench.data.batch import Batches, Share
+    from pausebench.data.batches import RowLayout
+    from pausebench.data.tokenizer import Tokenizer
 
 
 def run(config: FinetuneConfig) -> dict[str, Any]:
     """Train to the last step, or return the result that is already there."""
+    rows, tokenizer = open_task(config), open_tokenizer(config)
+    parent = runs.find_parent(config, tokenizer.fingerprint)
+    folder = runs.finetune_folder(config, parent)
+    if folder.result is not None:
+        folder.check_fingerprint(rows.fingerprint(config.seed), config.data.allow_changed, "data.allow_changed=true")
+        progress = runs.progress(folder, config)
+        say_skipped(rows, progress)
+        return progress.already_done(folder)
+    return _train(folder, config, rows, tokenizer, parent)
+
+
+def _train(
+    folder: RunFolder,
+    config: FinetuneConfig,
+    rows: GeneratedRows | DatasetRows,
+    tokenizer: Tokenizer,
+    parent: runs.Parent,
+) -> dict[str, Any]:
+    from pausebench.data.batches import RowLayout
+    from pausebench.training import checkpoint
+    from pausebench.training.device import choose_device, cpu_threads
+    from pausebench.training.parallel import local_device, started
+
     device = local_device(choose_device(config.device))
     with started(config.parallel, device, config.train.hang_seconds) as ranks:
-        task, rows = TASKS[config.task.name], open_task(config)
-        tokenizer = open_tokenizer(config)
-        parent = runs.find_parent(config, tokenizer.fingerprint)
+        task = TASKS[config.task.name]
         check_length(config, rows, tokenizer, parent, config.pauses, "k")
         layout = RowLayout.of(config, task, tokenizer)
         fingerprint = rows.fingerprint(config.seed)
-        folder = runs.finetune_folder(config, parent)
         folder.check_fingerprint(fingerprint, config.data.allow_changed, "data.allow_changed=true")
-        progress = Progress(folder.name, config.train.steps, config.quiet or not ranks.is_first)
+        progress = runs.progress(folder, config)
         if ranks.is_first:
             say_skipped(rows, progress)
-        if folder.result is not None:
-            return progress.already_done(folder)
         with ranks.on_first(folder.locked()), stop.watched(), cpu_threads(config.threads):
             model = runs.build_model(config, tokenizer, device, ranks)
             if parent.checkpoint is not None:
@@ -84,6 +103,8 @@ def open_batches(
     share: Share,
 ) -> tuple[Batches, dict[str, int]]:
     """The training batches, and how many rows of the training split were cut to fit or left out of them."""
+    from pausebench.data.batches import DatasetBatches, generated_batches
+
     if isinstance(rows, GeneratedRows):
         return generated_batches(config, layout, share), {}
     limit, _ = length_limit(config, parent)

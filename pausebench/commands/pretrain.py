@@ -2,33 +2,44 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pausebench.commands import prepared_text, runs
 from pausebench.data import corpus
-from pausebench.data.batch import Batches, Share
-from pausebench.data.batches import document_batches, text_batches
-from pausebench.data.embedded import build_world, corpus_fingerprint
-from pausebench.data.tokenizer import Tokenizer
+from pausebench.data.corpus import Corpus
+from pausebench.data.embedded import World, build_world, corpus_fingerprint
+from pausebench.data.shards import PreparedText
 from pausebench.data.vocabulary import open_tokenizer
+from pausebench.results.run_folder import RunFolder
 from pausebench.stages import PretrainConfig
 from pausebench.training import stop
-from pausebench.training.device import choose_device, cpu_threads
-from pausebench.training.parallel import local_device, started
-from pausebench.training.progress import Progress
+
+if TYPE_CHECKING:
+    from pausebench.data.batch import Batches, Share
+    from pausebench.data.tokenizer import Tokenizer
 
 
 def run(config: PretrainConfig) -> dict[str, Any]:
     """Train to the last step, or return the result that is already there."""
+    folder = runs.pretrain_folder(config)
+    if folder.result is not None:
+        fingerprint, _ = open_text(config, open_tokenizer(config))
+        folder.check_fingerprint(fingerprint, config.data.allow_changed, "data.allow_changed=true")
+        return runs.progress(folder, config).already_done(folder)
+    return _train(folder, config)
+
+
+def _train(folder: RunFolder, config: PretrainConfig) -> dict[str, Any]:
+    from pausebench.training.device import choose_device, cpu_threads
+    from pausebench.training.parallel import local_device, started
+
     device = local_device(choose_device(config.device))
     with started(config.parallel, device, config.train.hang_seconds) as ranks:
         tokenizer = open_tokenizer(config)
-        fingerprint, batches = open_text(config, tokenizer, ranks.share)
-        folder = runs.pretrain_folder(config)
+        fingerprint, text = open_text(config, tokenizer)
+        batches = open_batches(config, text, tokenizer, ranks.share)
         folder.check_fingerprint(fingerprint, config.data.allow_changed, "data.allow_changed=true")
-        progress = Progress(folder.name, config.train.steps, config.quiet or not ranks.is_first)
-        if folder.result is not None:
-            return progress.already_done(folder)
+        progress = runs.progress(folder, config)
         with ranks.on_first(folder.locked()), stop.watched(), cpu_threads(config.threads):
             model = runs.build_model(config, tokenizer, device, ranks)
             runs.write_manifest(
@@ -50,13 +61,24 @@ def run(config: PretrainConfig) -> dict[str, Any]:
         return progress.done(folder, result)
 
 
-def open_text(config: PretrainConfig, tokenizer: Tokenizer, share: Share) -> tuple[str, Batches]:
-    """The text's fingerprint and its batches, from a generated world, from prepared shards or from a corpus."""
+def open_text(config: PretrainConfig, tokenizer: Tokenizer) -> tuple[str, World | PreparedText | Corpus]:
+    """The text with its fingerprint: a generated world, prepared shards or a corpus."""
     if config.embedded and config.world.kind != "english":
         world = build_world(config.world)
-        return corpus_fingerprint(world, config.seed), document_batches(config, world, share)
+        return corpus_fingerprint(world, config.seed), world
     if config.corpus.prepared:
         prepared = prepared_text.find(config, tokenizer)
-        return prepared.fingerprint, text_batches(config, prepared, tokenizer, share)
+        return prepared.fingerprint, prepared
     text = corpus.open_corpus(config)
-    return corpus.fingerprint(text, tokenizer.fingerprint), text_batches(config, text, tokenizer, share)
+    return corpus.fingerprint(text, tokenizer.fingerprint), text
+
+
+def open_batches(
+    config: PretrainConfig, text: World | PreparedText | Corpus, tokenizer: Tokenizer, share: Share
+) -> Batches:
+    """Its batches."""
+    from pausebench.data.batches import document_batches, text_batches
+
+    if isinstance(text, World):
+        return document_batches(config, text, share)
+    return text_batches(config, text, tokenizer, share)

@@ -33,7 +33,7 @@ from pausebench.results import slurm
 from pausebench.results.page import read_runs, write_page
 from pausebench.results.run_folder import RunFolder, read_json, run_name, write_json
 from pausebench.results.tables import print_studies
-from pausebench.training import checkpoint, stop
+from pausebench.training import stop
 
 console = Console(stderr=True, highlight=False)
 
@@ -230,6 +230,8 @@ def _pass_on(stage: Sequence[Cell], runs: str) -> None:
 
 def _saved(plan: Plan, label: str) -> str:
     """What is done and what a checkpoint holds, after a stop."""
+    from pausebench.training import checkpoint
+
     everything = plan.cells()
     done = sum(cell.done() for cell in everything)
     lines = [f"{stop.reason() or 'Ctrl-C'} in {label}: {done} of {len(everything)} cells are done."]

@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from omegaconf import OmegaConf
 
 from pausebench import __version__
-from pausebench.data.batch import Batches
-from pausebench.data.tokenizer import Tokenizer
 from pausebench.errors import BadInput
 from pausebench.groups import CorpusConfig, DataConfig, PauseVisibility, TokenizerConfig, TokenizerKind
 from pausebench.help import choices
-from pausebench.model.decoder import Decoder
 from pausebench.options import plain
 from pausebench.results.run_folder import NUMERICS_VERSION, RunFolder, read_json, run_name, write_atomically, write_json
 from pausebench.stages import FinetuneConfig, PretrainConfig, TrainingConfig
-from pausebench.training.device import describe
-from pausebench.training.parallel import Ranks, fill
 from pausebench.training.progress import Progress
 from pausebench.training.tracking import Tracker, reference
-from pausebench.training.trainer import Trainer
+
+if TYPE_CHECKING:  # torch takes seconds to import, and a run that is already done does not need it
+    import torch
+
+    from pausebench.data.batch import Batches
+    from pausebench.data.tokenizer import Tokenizer
+    from pausebench.model.decoder import Decoder
+    from pausebench.training.parallel import Ranks
 
 VERSIONED = ("torch", "hydra-core", "omegaconf", "safetensors")
 
@@ -229,6 +231,12 @@ def _checked(parent: Parent, config: FinetuneConfig, tokenizer: str) -> Parent:
     return parent
 
 
+def progress(folder: RunFolder, config: PretrainConfig | FinetuneConfig) -> Progress:
+    """What a training run says: of several processes (torchrun, srun) the first speaks."""
+    rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))
+    return Progress(folder.name, config.train.steps, config.quiet or rank != "0")
+
+
 def write_manifest(
     folder: RunFolder,
     config: PretrainConfig | FinetuneConfig,
@@ -238,6 +246,8 @@ def write_manifest(
     **fields: Any,
 ) -> None:
     """config.yaml and manifest.json of a training run, by its first rank."""
+    from pausebench.training.device import describe
+
     if not ranks.is_first:
         return
     folder.create()
@@ -270,6 +280,11 @@ def build_model(
     config: PretrainConfig | FinetuneConfig, tokenizer: Tokenizer, device: torch.device, ranks: Ranks
 ) -> Decoder:
     """The decoder of a config for a vocabulary, drawn from the run's seed: the same for any number of ranks."""
+    import torch
+
+    from pausebench.model.decoder import Decoder
+    from pausebench.training.parallel import fill
+
     if ranks.sharded:
         with torch.device("meta"):  # no rank ever holds the whole model
             model = Decoder(config.model, tokenizer.vocab_size)
@@ -294,6 +309,8 @@ def train(
     group: str,
 ) -> dict[str, Any]:
     """Train to the last step and write ``result.json``; ``group`` is the run's group in W&B."""
+    from pausebench.training.trainer import Trainer
+
     resolved = plain(config)
     ranks.barrier()  # the manifest is there
     cell = {**resolved, "task": None, "data": config.data.source.value, **folder.manifest}

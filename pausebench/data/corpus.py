@@ -16,18 +16,20 @@ from contextlib import contextmanager
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any, ClassVar, Protocol
+from typing import IO, TYPE_CHECKING, Any, ClassVar, Protocol
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from pausebench.counter_rng import uniform
+from pausebench.counter_rng import uniform_array
 from pausebench.data import files, hub
 from pausebench.data.english import EnglishWorld
 from pausebench.data.tokenizer import Tokenizer
 from pausebench.errors import BadInput
 from pausebench.groups import Source, TokenizerKind
 from pausebench.stages import TextConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 TRAIN, VALIDATION = "train", "validation"
 SHUFFLE_DOCUMENTS = 8192  # documents held to shuffle; a whole corpus need not fit in memory
@@ -185,8 +187,8 @@ class WorldCorpus:
     def documents(self, split: str, epoch: int) -> Iterator[str]:
         seed = 0 if split == TRAIN else 1
         first = epoch * self.PASS_DOCUMENTS
-        for start in range(first, first + self.PASS_DOCUMENTS, 1024):
-            yield from self.world.documents(seed, start, 1024)
+        for start in range(first, first + self.PASS_DOCUMENTS, SAMPLE_DOCUMENTS):
+            yield from self.world.documents(seed, start, SAMPLE_DOCUMENTS)
 
     def parts(self, split: str) -> list[str]:
         raise BadInput("generated text has no end and is not prepared. Type data=hub, or data=files data.root=DIR.")
@@ -248,7 +250,7 @@ def shuffled(corpus: Corpus, split: str, seed: int) -> Iterator[str]:
 
 def _draws(seed: int, stream: str) -> Iterator[float]:
     for block in itertools.count():
-        yield from uniform(seed, stream, torch.tensor([block]), 4096)[0].tolist()
+        yield from uniform_array(seed, stream, np.array([block]), 4096)[0].tolist()
 
 
 class TextRows(Protocol):
@@ -274,6 +276,8 @@ class PackedRows:
 
     def rows(self, start: int, count: int) -> Tensor:
         """int64 [count, length]: rows ``start`` onwards. Going back starts the stream again."""
+        import torch
+
         if start < self._next_row:
             self._next_row, self._stream, self._held = 0, self._documents(), []
         while self._next_row < start:

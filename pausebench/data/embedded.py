@@ -15,9 +15,10 @@ from __future__ import annotations
 import hashlib
 import string
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 
-from pausebench.counter_rng import uniform
+from pausebench.counter_rng import uniform_array
 from pausebench.data.tokenizer import WordTokenizer
 from pausebench.errors import BadInput
 from pausebench.groups import WorldConfig
@@ -39,10 +40,10 @@ class CountWorld:
 
     def documents(self, seed: int, start: int, count: int) -> list[str]:
         """Pretraining documents ``start`` to ``start + count`` of this seed."""
-        world, rows = self.config, torch.arange(start, start + count)
-        shape = uniform(seed, "document shape", rows, 1 + len(world.facts))
-        lengths = (world.n_min + (shape[:, 0] * (world.n_max - world.n_min + 1)).long()).tolist()
-        orders = shape[:, 1:].argsort(dim=1).tolist()
+        world, rows = self.config, np.arange(start, start + count)
+        shape = uniform_array(seed, "document shape", rows, 1 + len(world.facts))
+        lengths = (world.n_min + (shape[:, 0] * (world.n_max - world.n_min + 1)).astype(np.int64)).tolist()
+        orders = shape[:, 1:].argsort(axis=1).tolist()
         bits = self._bits(seed, "document", rows, world.n_max)
         documents = []
         for length, order, row in zip(lengths, orders, bits, strict=True):
@@ -53,14 +54,14 @@ class CountWorld:
 
     def task_rows(self, seed: int, start: int, count: int) -> list[Row]:
         """Rows ``{"bits": "0 1 1 ..."}`` with ``n_task`` bits each."""
-        bits = self._bits(seed, "task", torch.arange(start, start + count), self.config.n_task)
+        bits = self._bits(seed, "task", np.arange(start, start + count), self.config.n_task)
         return [{"bits": " ".join(row)} for row in bits]
 
     @staticmethod
-    def _bits(seed: int, stream: str, rows: torch.Tensor, length: int) -> list[str]:
+    def _bits(seed: int, stream: str, rows: NDArray[np.int64], length: int) -> list[str]:
         """One string of ``length`` bits a row; each row has its own probability of a one, uniform in 0..1."""
-        draws = uniform(seed, f"{stream} bits", rows, length + 1)
-        characters = bytes(((draws[:, 1:] < draws[:, :1]) + ord("0")).flatten().tolist()).decode()
+        draws = uniform_array(seed, f"{stream} bits", rows, length + 1)
+        characters = ((draws[:, 1:] < draws[:, :1]) + np.uint8(ord("0"))).tobytes().decode()
         return [characters[index : index + length] for index in range(0, len(characters), length)]
 
     @staticmethod
@@ -90,11 +91,11 @@ class RelayWorld:
 
     def task_rows(self, seed: int, start: int, count: int) -> list[Row]:
         """Rows ``{"symbols": "c a a ..."}`` with ``n_task`` symbols each, all equally likely."""
-        draws = uniform(seed, "relay symbols", torch.arange(start, start + count), self.config.n_task)
+        draws = uniform_array(seed, "relay symbols", np.arange(start, start + count), self.config.n_task)
         letters = self.tokenizer.words
         return [
             {"symbols": " ".join([letters[index] for index in row])}
-            for row in (draws * self.config.alphabet).long().tolist()
+            for row in (draws * self.config.alphabet).astype(np.int64).tolist()
         ]
 
 

@@ -12,9 +12,9 @@ from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import NamedTuple, TypeVar
 
-import torch
+import numpy as np
 
-from pausebench.counter_rng import uniform
+from pausebench.counter_rng import uniform_array
 
 T = TypeVar("T")
 
@@ -43,12 +43,13 @@ class Draws:
 
 
 def draws(seed: int, stream: str, start: int, count: int) -> list[Draws]:
-    return [Draws(row) for row in uniform(seed, stream, torch.arange(start, start + count), DRAWS).tolist()]
+    return [Draws(row) for row in uniform_array(seed, stream, np.arange(start, start + count), DRAWS).tolist()]
 
 
 def ranks(stream: str, count: int) -> list[int]:
     """The numbers below ``count`` in random order; modulo m, each remainder comes (nearly) equally often."""
-    return uniform(WORLD_SEED, stream, torch.arange(count), 1)[:, 0].argsort().argsort().tolist()
+    ranked: list[int] = uniform_array(WORLD_SEED, stream, np.arange(count), 1)[:, 0].argsort().argsort().tolist()
+    return ranked
 
 
 def _words(text: str) -> list[str]:

@@ -15,16 +15,17 @@ import hashlib
 import json
 import mmap
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import torch
 import xxhash
 from numpy.typing import NDArray
-from torch import Tensor
 
 from pausebench.counter_rng import permuted
 from pausebench.errors import BadInput, RunFailed
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # A row of 2048 uint16 tokens lies in one or two blocks: checking it reads 5 times as much as the row on average,
 # and the sums of 200 billion tokens take 200 MB. With blocks of 64 KiB it were 17 times and 50 MB.
@@ -177,6 +178,8 @@ class PreparedRows:
 
     def rows(self, start: int, count: int) -> Tensor:
         """int64 [count, length]: rows ``start`` onwards."""
+        import torch
+
         numbers = torch.arange(start, start + count)
         blocks = permuted(self._seed, "block order", numbers // self.blocks, numbers % self.blocks, self.blocks)
         return torch.from_numpy(self._stream.read((blocks * self._length).numpy(), self._length))

@@ -16,9 +16,9 @@ from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 
-from pausebench.counter_rng import uniform
+from pausebench.counter_rng import uniform_array
 from pausebench.data import files, hub
 from pausebench.data.embedded import TEST_SEED, VALIDATION_SEED, build_world, task_fingerprint
 from pausebench.data.english import EnglishWorld
@@ -211,7 +211,7 @@ def _carved(
 @lru_cache(maxsize=4)
 def _order(seed: int, epoch: int, size: int) -> list[int]:
     """A permutation of 0..size-1 drawn from (seed, epoch)."""
-    order: list[int] = uniform(seed, f"row order {epoch}", torch.arange(size), 1)[:, 0].argsort(stable=True).tolist()
+    order: list[int] = uniform_array(seed, f"row order {epoch}", np.arange(size), 1)[:, 0].argsort(stable=True).tolist()
     return order
 
 

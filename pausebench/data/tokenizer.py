@@ -13,12 +13,12 @@ from array import array
 from collections.abc import Iterable, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from pausebench.errors import BadInput
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Tokenizer(ABC):
@@ -59,6 +59,8 @@ class Tokenizer(ABC):
 
 def pad(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
     """(int64 [R, longest] right-padded with ``pad_id``, lengths int64 [R]) of R lists of ids."""
+    import torch
+
     lengths = torch.tensor([len(row) for row in rows], dtype=torch.int64)
     padded = torch.full((len(rows), int(lengths.max()) if len(rows) else 0), pad_id)
     flat = array("q", chain.from_iterable(rows))

@@ -22,10 +22,6 @@ import xxhash
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
-from torch.distributed.checkpoint.state_dict_loader import load
-from torch.distributed.checkpoint.state_dict_saver import save
 
 from pausebench.errors import BadInput, RunFailed
 from pausebench.model.decoder import Decoder
@@ -183,6 +179,10 @@ def _write_file(path: Path, tensors: Mapping[str, Tensor], position: dict[str, A
 
 
 def _write_shards(path: Path, tensors: dict[str, Any], position: dict[str, Any], ranks: Ranks) -> None:
+    from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+    from torch.distributed.checkpoint.state_dict_saver import save
+
     temporary = path.with_name(f".{path.name}.tmp")
     if ranks.is_first:
         _delete(temporary)
@@ -215,6 +215,9 @@ def _write_shards(path: Path, tensors: dict[str, Any], position: dict[str, Any],
 def _read(path: Path, targets: dict[str, Any]) -> None:
     """Fill ``targets``, whole tensors or shares of them, from a checkpoint that holds them all."""
     if path.suffix == SHARDS:
+        from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+        from torch.distributed.checkpoint.state_dict_loader import load
+
         reader = HuggingFaceStorageReader(str(path))
         known: Mapping[str, Any] = reader.read_metadata().state_dict_metadata
         _same_model(path, targets, {name: tuple(entry.size) for name, entry in known.items()})

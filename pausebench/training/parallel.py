@@ -16,13 +16,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from pausebench.data.batch import Share
@@ -30,6 +28,9 @@ from pausebench.errors import BadInput, RunFailed
 from pausebench.groups import Parallel, Precision
 from pausebench.model.decoder import Block, Decoder
 from pausebench.training.heartbeat import Heartbeat
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 
 @dataclass(frozen=True)
@@ -91,10 +92,12 @@ class Ranks:
     def distribute(self, model: Decoder, precision: Precision, device: torch.device) -> None:
         """fsdp: give a model on the meta device its share of memory here, one FSDP2 unit a block and one for the rest.
 
-        Matrices are gathered in the arithmetic of training, norms and embeddings in float32, as autocast reads them on
-        one process; gradients are reduced in float32. The root stays gathered between forward and backward, because
+        Matrices are gathered in the arithmetic of training, norms and embeddings in float32, as one process reads
+        them; gradients are reduced in float32. The root stays gathered between forward and backward, because
         the loss reads the tied embedding there.
         """
+        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+
         full = MixedPrecisionPolicy(cast_forward_inputs=False)
         low = torch.bfloat16 if precision is Precision.bf16 else None
         policy = MixedPrecisionPolicy(param_dtype=low, reduce_dtype=torch.float32, cast_forward_inputs=False)
@@ -123,16 +126,26 @@ class Ranks:
 ALONE = Ranks()
 
 
+def is_share(tensor: Tensor) -> TypeGuard[DTensor]:
+    """Whether a tensor is one rank's share of a larger one.
+
+    Asked by the method that only those have: their class takes half as long to import as torch itself.
+    """
+    return hasattr(tensor, "full_tensor")
+
+
 def fill(target: Tensor, full: Tensor) -> None:
     """Copy a whole tensor into a parameter; a sharded one takes its share of it, without communication."""
-    if isinstance(target, DTensor):
+    if is_share(target):
+        from torch.distributed.tensor import distribute_tensor
+
         full = distribute_tensor(full.to(target.device), target.device_mesh, target.placements, src_data_rank=None)
     target.copy_(full)
 
 
 def whole(tensor: Tensor) -> Tensor:
     """A tensor with the shares of all ranks (collective), on the CPU."""
-    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().cpu()
+    return (tensor.full_tensor() if is_share(tensor) else tensor).detach().cpu()
 
 
 def local_device(device: torch.device) -> torch.device:

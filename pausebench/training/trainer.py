@@ -16,7 +16,6 @@ from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from pausebench.data.batch import Batch, Batches, Prefetched
 from pausebench.errors import Interrupted, RunFailed
@@ -28,7 +27,7 @@ from pausebench.training.compiled import compile_objective
 from pausebench.training.device import peak_flops
 from pausebench.training.loss import Objective, summed_loss
 from pausebench.training.optim import build_optimizer, learning_rate
-from pausebench.training.parallel import ALONE, Ranks
+from pausebench.training.parallel import ALONE, Ranks, is_share
 from pausebench.training.progress import Progress
 from pausebench.training.tracking import Tracker
 
@@ -209,7 +208,7 @@ class Trainer:
                     (loss * self.ranks.count).backward()  # ranks average their gradients; what is wanted is the sum
                 total += loss.detach()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
-        if isinstance(norm, DTensor):
+        if is_share(norm):
             norm = norm.full_tensor()
         bad = self._bad(norm)
         if self.config.on_bad_step is OnBadStep.skip:
