@@ -7,6 +7,7 @@ Rows are sorted by length and each side decodes all of them in the batch size th
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -65,7 +66,7 @@ def _task(setting: Setting, task: str) -> list[Line]:
     if PEER not in rates:
         return []
     compared = prefixes[: min(chosen.values())]
-    pairs = list(zip(*(decode(compared) for decode in sides.values()), strict=True))
+    pairs = list(zip(*(chain.from_iterable(decode(compared)) for decode in sides.values()), strict=True))
     mean = sum(map(len, prefixes)) / len(prefixes)
     flops = inference_flops(
         given.model,
@@ -88,7 +89,7 @@ def _task(setting: Setting, task: str) -> list[Line]:
             checks={
                 "batch_size_ours": chosen[OURS],
                 "batch_size_theirs": chosen[PEER],
-                "same_first_tokens": sum(ours[0] == other[0] for ours, other in pairs) / len(pairs),
+                "same_tokens": sum(ours == other for ours, other in pairs) / len(pairs),
             },
         )
     ]
