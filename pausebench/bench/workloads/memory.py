@@ -1,13 +1,14 @@
 """Peak memory of pretraining at GPT-2's vocabulary, each side in a process of its own.
 
-Above what the process held before it built a model: weights, gradients, moments, activations. Two steps, since
-AdamW's moments are there from the second one on.
+Above what the process held before it built a model: weights, gradients, moments, activations. A step on one row comes
+first, since AdamW's moments are there from the second step on.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import resource
+import signal
 import sys
 from dataclasses import replace
 from multiprocessing.connection import Connection
@@ -22,6 +23,7 @@ from pausebench.bench.setting import OurTraining, Setting, as_batches, ready
 from pausebench.commands.pretrain import open_text
 from pausebench.config import BenchConfig
 from pausebench.data.batch import ALL
+from pausebench.errors import RunFailed
 from pausebench.training.device import choose_device, cpu_threads
 from pausebench.training.progress import Progress
 
@@ -64,6 +66,9 @@ def _measured(setting: Setting, ours: bool) -> float | None:
         found: float = receiver.recv()
         return found
     except EOFError:
+        child.join()
+        if child.exitcode != -signal.SIGKILL:  # what the kernel sends where memory ends
+            raise RunFailed("memory: a process ended without a result; its error stands above.") from None
         return None
     finally:
         child.join()
@@ -86,13 +91,13 @@ def _steps(setting: Setting, ours: bool) -> float:
     before = _held(setting.device)
     model = setting.build(made)
     if ours:
-        OurTraining(setting, made, model, as_batches([batch]), 1).steps(2)
+        OurTraining(setting, made, model, as_batches([batch.rows(0, 1), batch]), 1).steps(2)
     else:
         theirs = gpt2.gpt2_of(model)
         del model
         loop = Loop(theirs, gpt2.causal_loss, bf16=setting.bf16, compiled=False)
-        for _ in range(2):
-            loop.step(batch.input_ids.to(setting.device), batch.labels.to(setting.device))
+        for part in (batch.rows(0, 1), batch):
+            loop.step(part.input_ids.to(setting.device), part.labels.to(setting.device))
     return _peak(setting.device) - before
 
 
