@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import shlex
 import sys
@@ -31,7 +30,6 @@ VERSIONED = ("torch", "transformers", "accelerate", "litgpt")
 
 def run(config: BenchConfig) -> dict[str, Any]:
     """Measure every workload asked for; what is done stands in the JSON and Markdown files at any time."""
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no peer has anything to fetch
     device = choose_device(config.device)
     out = _out(config)
     lines: list[Line] = []
