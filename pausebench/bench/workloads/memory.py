@@ -7,9 +7,11 @@ first, since AdamW's moments are there from the second step on.
 from __future__ import annotations
 
 import multiprocessing
+import os
 import resource
 import signal
 import sys
+import threading
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -75,10 +77,19 @@ def _measured(setting: Setting, ours: bool) -> float | None:
 
 
 def _child(sender: Connection, config: BenchConfig, scratch: Path, ours: bool) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     device = choose_device(config.device)
     setting = Setting(replace(config, quiet=True), device, scratch, Progress("bench", 0, quiet=True))
     with cpu_threads(config.threads):
         sender.send(_steps(setting, ours))
+
+
+def _end_with_parent() -> None:
+    """A bench that is killed leaves no process behind that holds gigabytes."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _steps(setting: Setting, ours: bool) -> float:
