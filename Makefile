@@ -12,7 +12,7 @@ help: ## this list
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[all,interop,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[all,bench,dev]'
 	@touch $@
 
 demo: $(STAMP) ## the whole experiment in miniature: runs, table, runs/report/index.html (5 minutes)

@@ -171,7 +171,7 @@ class PretrainConfig(TrainingConfig):
             pause_visibility=self.pause_visibility if self.pause.enabled else PauseVisibility.all,
             sequence_length=length,
             tokenizer=self.tokenizer.resolved(),
-            precision=_resolved(self.precision, self.model),
+            precision=resolved_precision(self.precision, self.model),
             train=self.train.resolved(),
         )
 
@@ -262,7 +262,7 @@ class FinetuneConfig(TrainingConfig):
             pause_visibility=self.pause_visibility if k else PauseVisibility.all,
             filler=self.filler if k else "pause",
             tokenizer=self.tokenizer.resolved(),
-            precision=_resolved(self.precision, self.model),
+            precision=resolved_precision(self.precision, self.model),
             train=self.train.resolved(),
         )
 
@@ -299,7 +299,8 @@ class ShowConfig(FinetuneConfig):
         require(self.start >= 0, f"start={self.start}", "must not be negative")
 
 
-def _resolved(precision: Precision, model: ModelConfig) -> Precision:
+def resolved_precision(precision: Precision, model: ModelConfig) -> Precision:
+    """What ``auto`` means for this model."""
     if precision is not Precision.auto:
         return precision
     return Precision.bf16 if model.d_model >= 64 else Precision.fp32

@@ -297,6 +297,30 @@ def build_model(
     return model
 
 
+def build_trainer(
+    folder: RunFolder,
+    config: PretrainConfig | FinetuneConfig,
+    model: Decoder,
+    batches: Batches,
+    device: torch.device,
+    tracker: Tracker,
+    progress: Progress,
+    ranks: Ranks,
+) -> Trainer:
+    """The trainer of a config: what ``train`` runs and ``bench`` times."""
+    return Trainer(
+        model,
+        batches,
+        config.train,
+        folder,
+        precision=config.precision,
+        device=device,
+        tracker=tracker,
+        progress=progress,
+        ranks=ranks,
+    )
+
+
 def train(
     folder: RunFolder,
     config: PretrainConfig | FinetuneConfig,
@@ -316,17 +340,7 @@ def train(
     cell = {**resolved, "task": None, "data": config.data.source.value, **folder.manifest}
     tracking = replace(config.tracking, enabled=config.tracking.enabled and ranks.is_first)
     tracker = Tracker(tracking, folder.path, group, resolved, cell, progress, reference(cell))
-    trainer = Trainer(
-        model,
-        batches,
-        config.train,
-        folder,
-        precision=config.precision,
-        device=device,
-        tracker=tracker,
-        progress=progress,
-        ranks=ranks,
-    )
+    trainer = build_trainer(folder, config, model, batches, device, tracker, progress, ranks)
     with tracker:
         result = trainer.train()
     if ranks.is_first:

@@ -1,0 +1,1 @@
+"""What people would use instead, set up as a competent user would: a file each."""

@@ -1,0 +1,186 @@
+"""What every workload of a bench needs: the options, the device, text and tokenizer, and our own side."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pausebench.bench.contest import OURS, Contender, seconds
+from pausebench.commands import runs
+from pausebench.config import BenchConfig
+from pausebench.data.batch import Batch, Batches
+from pausebench.data.tokenizer import Tokenizer
+from pausebench.data.vocabulary import open_tokenizer
+from pausebench.groups import AttentionKind, PauseConfig, Precision, TaskConfig, TrackingConfig, TrainConfig
+from pausebench.model.decoder import Decoder
+from pausebench.results.run_folder import RunFolder
+from pausebench.stages import FinetuneConfig, PretrainConfig
+from pausebench.training.parallel import ALONE
+from pausebench.training.progress import Progress
+from pausebench.training.tracking import Tracker
+
+OFF = TrackingConfig(enabled=False)
+
+
+class Widened(Tokenizer):
+    """A tokenizer in a larger vocabulary, of which its text uses the first ids: the head's work is that of the larger.
+
+    The embedded English world then trains a model of GPT-2's vocabulary.
+    """
+
+    def __init__(self, inner: Tokenizer, vocab_size: int) -> None:
+        super().__init__(vocab_size, f"{inner.fingerprint}-{vocab_size}")
+        self._inner = inner
+
+    def encode_lists(self, texts: Sequence[str]) -> list[list[int]]:
+        return self._inner.encode_lists(texts)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Ids that no text has are left out: a model with random weights decodes many."""
+        return self._inner.decode([index for index in ids if index < self._inner.end_id])
+
+
+@dataclass
+class Setting:
+    """One bench: ``scratch`` is a folder for run folders that nobody keeps, ``notes`` what was left out and why."""
+
+    config: BenchConfig
+    device: torch.device
+    scratch: Path
+    progress: Progress
+    notes: list[str] = field(default_factory=list)
+    _folders: count[int] = field(default_factory=count)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        inner = open_tokenizer(self.config)
+        wanted = self.config.vocab_size
+        return inner if inner.vocab_size >= wanted else Widened(inner, wanted)
+
+    @property
+    def bf16(self) -> bool:
+        return self.config.precision is Precision.bf16
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.bfloat16 if self.bf16 else torch.float32
+
+    def note(self, line: str) -> None:
+        """Say and keep why a comparison is missing."""
+        self.notes.append(line)
+        self.progress.say(line)
+
+    def pretraining(self, length: int, rows: int, pauses: bool = False) -> PretrainConfig:
+        """The pretrain config of these options."""
+        given = self.config
+        return PretrainConfig(
+            **self._shared(),
+            pause=PauseConfig(enabled=pauses),
+            sequence_length=length,
+            train=TrainConfig(steps=100_000, batch_size=rows, lr=1e-4),
+            seed=given.seed,
+            precision=given.precision,
+        ).resolved()
+
+    def finetuning(self, task: str, examples: int) -> FinetuneConfig:
+        """The finetune config of these options: K pauses behind a causal prefix, which a plain GPT-2 can do as well."""
+        given = self.config
+        return FinetuneConfig(
+            **self._shared(),
+            task=TaskConfig(name=task),
+            k=given.k,
+            prefix=AttentionKind.causal,
+            init="random",
+            train=TrainConfig(steps=100_000, batch_size=examples, lr=1e-4),
+            seed=given.seed,
+            precision=given.precision,
+        ).resolved()
+
+    def _shared(self) -> dict[str, Any]:
+        names = ("device", "threads", "data", "corpus", "world", "tokenizer", "model")
+        shared = {name: getattr(self.config, name) for name in names}
+        return {**shared, "runs": str(self.scratch), "quiet": True, "tracking": OFF}
+
+    def build(self, config: PretrainConfig | FinetuneConfig) -> Decoder:
+        """Our decoder as training builds it, on this bench's device."""
+        return runs.build_model(config, self.tokenizer, self.device, ALONE).to(self.device)
+
+    def folder(self, command: str) -> RunFolder:
+        """A new run folder in ``scratch``."""
+        folder = RunFolder(self.scratch, command, f"bench{next(self._folders)}")
+        folder.create()
+        return folder
+
+
+class OurTraining:
+    """Our trainer, step by step, as ``pretrain`` and ``finetune`` run it; ``units`` of work are in a step.
+
+    made_together: batches that are made at once; their making is measured and its share counted in every step, unless
+    it is 0: then batches are taken as ready.
+    """
+
+    def __init__(
+        self,
+        setting: Setting,
+        config: PretrainConfig | FinetuneConfig,
+        model: Decoder,
+        batches: Batches,
+        units: float,
+        made_together: int = 0,
+    ) -> None:
+        self.setting, self.units, self.step = setting, units, 0
+        began = time.perf_counter()
+        batches.batch(1)
+        self._making = (time.perf_counter() - began) / made_together if made_together else 0.0
+        folder, progress = setting.folder("bench"), Progress("bench", config.train.steps, quiet=True)
+        tracker = Tracker(OFF, folder.path, "bench", {}, {}, progress)
+        self._trainer = runs.build_trainer(folder, config, model, batches, setting.device, tracker, progress, ALONE)
+
+    def steps(self, count: int) -> None:
+        for _ in range(count):
+            self.step += 1
+            batch = self._trainer.batches.batch(self.step)
+            self._trainer.optimize(self.step, batch, batch.supervised)
+
+    def contender(self, name: str = OURS, warm_up: int = 1) -> Contender:
+        given, count = self.setting, self.setting.config.steps
+
+        def timed() -> float:
+            spent = seconds(lambda: self.steps(count), given.device) + count * self._making
+            return count * self.units / spent
+
+        return Contender(name, lambda: self.steps(warm_up), timed)
+
+
+def stepping(
+    name: str,
+    steps: Callable[[int], object],
+    units: float,
+    setting: Setting,
+    warm_up: int,
+    close: Callable[[], object] = lambda: None,
+) -> Contender:
+    """A peer that takes optimizer steps of ``units`` of work each."""
+    count = setting.config.steps
+
+    def timed() -> float:
+        return count * units / seconds(lambda: steps(count), setting.device)
+
+    return Contender(name, lambda: steps(warm_up), timed, close)
+
+
+def ready(batches: Batches, count: int) -> list[Batch]:
+    """The first batches, made: both sides read the same rows and neither makes them."""
+    return [batches.batch(step) for step in range(1, count + 1)]
+
+
+def as_batches(made: Sequence[Batch]) -> Batches:
+    """Batches that are there, again and again."""
+    return Batches(lambda first, count: [made[first % len(made)]], 1, lambda count: made[0])

@@ -1,0 +1,110 @@
+"""Finetuning on SQuAD: our packed rows beside transformers' Trainer with rows padded to the longest of their batch.
+
+The same examples in the same order and batch size, K pauses between prefix and target, labels on the target alone, a
+causal prefix: a plain GPT-2 attends so. The Trainer's collator works within its steps, our packing within ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from pausebench.bench.contest import OURS, Line, alternate
+from pausebench.bench.peers import gpt2
+from pausebench.bench.peers.hf_trainer import Row, SteppedTrainer, padded
+from pausebench.bench.setting import OurTraining, Setting, stepping
+from pausebench.bench.workloads.pretrain import compared
+from pausebench.commands import runs
+from pausebench.commands.finetune import length_limit
+from pausebench.data.batch import Batch
+from pausebench.data.batches import BLOCK_EXAMPLES, DatasetBatches, RowLayout
+from pausebench.data.lengths import Tokens
+from pausebench.data.task_rows import DatasetRows, open_task
+from pausebench.groups import AttentionKind
+from pausebench.model.decoder import Decoder
+from pausebench.model.flops import finetuning_flops
+from pausebench.pauses import IGNORE_INDEX
+from pausebench.tasks import TASKS
+from pausebench.training.loss import summed_loss
+
+TARGET = 1.0
+EXAMPLES = 16
+WARM_UP = {"eager": 1, "compiled": 4}  # the compiler meets a second and third length before it settles on any
+OUR_WARM_UP = 2
+FIRST = max(WARM_UP.values())  # batches before the first timed one; who warms up for less begins later
+
+
+def run(setting: Setting) -> list[Line]:
+    given = setting.config
+    size = given.batch_size or EXAMPLES
+    config = setting.finetuning("squad", size)
+    rows, layout = open_task(config), RowLayout.of(config, TASKS["squad"], setting.tokenizer)
+    assert isinstance(rows, DatasetRows)
+    packed = DatasetBatches(rows, layout, setting.tokenizer, length_limit(config, runs.RANDOM)[0])
+    batches = packed.batches(config.seed, size)
+    if absent := gpt2.missing("transformers", "accelerate"):
+        setting.note(f"finetune: {absent}")
+        return []
+    steps = FIRST + given.steps * given.repeats + 1
+    pairs = [packed.fitting[number] for number in rows.training(config.seed, 0, steps * size)]
+    fitting = [pair for pair in pairs if pair is not None]
+    theirs = [as_row(prefix, target, layout) for prefix, target in fitting]
+    model = setting.build(config)
+    checks = same_loss(model, batches.batch(1), gpt2.gpt2_of(model), theirs[:size], setting.tokenizer.end_id)
+    contenders = []
+    if "trainer" in given.peer_list:
+        for name in [name for name in WARM_UP if name in given.peer_list]:
+            trainer = SteppedTrainer(
+                gpt2.gpt2_of(model),
+                theirs[(FIRST - WARM_UP[name]) * size :],
+                pad_id=setting.tokenizer.end_id,
+                batch_size=size,
+                bf16=setting.bf16,
+                compiled=name == "compiled",
+                cpu=setting.device.type == "cpu",
+                scratch=setting.scratch,
+            )
+            called = f"transformers Trainer, {name}"
+            contenders.append(stepping(called, trainer.steps, size, setting, WARM_UP[name], trainer.close))
+    if not contenders:
+        return []
+    ours = OurTraining(setting, config, model, batches, size, max(1, BLOCK_EXAMPLES // size))
+    ours.step = FIRST - OUR_WARM_UP
+    rates = alternate([ours.contender(warm_up=OUR_WARM_UP), *contenders], given.repeats, setting.note)
+    prefix, answer = (sum(len(pair[side]) for pair in fitting) / len(fitting) for side in (0, 1))
+    flops = finetuning_flops(
+        given.model, setting.tokenizer.vocab_size, prefix + given.k, answer, AttentionKind.causal, len(layout.cue)
+    )
+    mean = prefix + given.k + len(layout.cue) + answer
+    return [
+        Line(
+            "finetune",
+            f"squad, {size} examples a step, K={given.k}, {mean:.0f} tokens an example",
+            contender.name,
+            "examples/s",
+            rates[OURS],
+            rates[contender.name],
+            TARGET,
+            flops=flops,
+            checks=checks,
+        )
+        for contender in contenders
+        if contender.name in rates
+    ]
+
+
+def as_row(prefix: Tokens, target: Tokens, layout: RowLayout) -> Row:
+    """Prefix, K pauses, cue, target: labels on the target alone."""
+    before = [*prefix, *[layout.pause_id] * layout.k, *layout.cue.tolist()]
+    return {"input_ids": [*before, *target], "labels": [IGNORE_INDEX] * len(before) + list(target)}
+
+
+@torch.no_grad()
+def same_loss(model: Decoder, batch: Batch, theirs: Any, rows: Sequence[Row], pad_id: int) -> dict[str, Any]:
+    """Whether packed and padded rows of the first batch have the same loss before any step, in float32."""
+    device = model.token_embedding.weight.device
+    filled = {name: values.to(device) for name, values in padded(rows, pad_id).items()}
+    ours = float(summed_loss(model, batch, device) / batch.supervised)
+    return compared(ours, float(theirs(**filled, use_cache=False).loss))

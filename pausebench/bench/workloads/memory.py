@@ -1,0 +1,131 @@
+"""Peak memory of pretraining at GPT-2's vocabulary, each side in a process of its own.
+
+Above what the process held before it built a model: weights, gradients, moments, activations. A step on one row comes
+first, since AdamW's moments are there from the second step on.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import resource
+import signal
+import sys
+import threading
+from dataclasses import replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import torch
+
+from pausebench.bench.contest import Line
+from pausebench.bench.peers import gpt2
+from pausebench.bench.peers.gpt2 import Loop
+from pausebench.bench.setting import OurTraining, Setting, as_batches, ready
+from pausebench.commands.pretrain import open_text
+from pausebench.config import BenchConfig
+from pausebench.data.batch import ALL
+from pausebench.errors import RunFailed
+from pausebench.training.device import choose_device, cpu_threads
+from pausebench.training.progress import Progress
+
+TARGET = 1.0
+ROWS, LENGTH = 4, 2048
+PEER = "transformers, eager"
+
+
+def run(setting: Setting) -> list[Line]:
+    if absent := gpt2.missing("transformers"):
+        setting.note(f"memory: {absent}")
+        return []
+    if "eager" not in setting.config.peer_list:
+        return []
+    used: dict[bool, list[float]] = {True: [], False: []}
+    for ours in used:
+        found = _measured(setting, ours)
+        if found is None:
+            who = "pausebench" if ours else PEER
+            setting.note(f"memory: the process of {who} was killed: it did not fit into this machine's memory")
+            return []
+        used[ours].append(found / 2**30)
+    rows, length = _shape(setting.config)
+    what = f"step of {rows} x {length} tokens, vocabulary {setting.tokenizer.vocab_size:,}"
+    return [Line("memory", what, PEER, "GiB", used[True], used[False], TARGET, lower=True)]
+
+
+def _shape(config: BenchConfig) -> tuple[int, int]:
+    return config.batch_size or ROWS, config.sequence_length or min(LENGTH, config.model.max_positions)
+
+
+def _measured(setting: Setting, ours: bool) -> float | None:
+    """Bytes at the peak of one side's steps; None where its process died."""
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    child = context.Process(target=_child, args=(sender, setting.config, setting.scratch, ours), daemon=True)
+    child.start()
+    sender.close()
+    try:
+        found: float = receiver.recv()
+        return found
+    except EOFError:
+        child.join()
+        if child.exitcode != -signal.SIGKILL:  # what the kernel sends where memory ends
+            raise RunFailed("memory: a process ended without a result; its error stands above.") from None
+        return None
+    finally:
+        child.join()
+
+
+def _child(sender: Connection, config: BenchConfig, scratch: Path, ours: bool) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    device = choose_device(config.device)
+    setting = Setting(replace(config, quiet=True), device, scratch, Progress("bench", 0, quiet=True))
+    with cpu_threads(config.threads):
+        sender.send(_steps(setting, ours))
+
+
+def _end_with_parent() -> None:
+    """A bench that is killed leaves no process behind that holds gigabytes."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _steps(setting: Setting, ours: bool) -> float:
+    rows, length = _shape(setting.config)
+    made = setting.pretraining(length, rows)
+    [batch] = ready(open_text(made, setting.tokenizer, ALL)[1], 1)
+    if not ours:
+        import transformers  # noqa: F401  # its code is no part of a step
+    (torch.ones(64, 64, device=setting.device) @ torch.ones(64, 64, device=setting.device)).sum().item()
+    before = _held(setting.device)
+    model = setting.build(made)
+    if ours:
+        OurTraining(setting, made, model, as_batches([batch.rows(0, 1), batch]), 1).steps(2)
+    else:
+        theirs = gpt2.gpt2_of(model)
+        del model
+        loop = Loop(theirs, gpt2.causal_loss, bf16=setting.bf16, compiled=False)
+        for part in (batch.rows(0, 1), batch):
+            loop.step(part.input_ids.to(setting.device), part.labels.to(setting.device))
+    return _peak(setting.device) - before
+
+
+def _held(device: torch.device) -> int:
+    """Bytes now."""
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else _status("VmRSS")
+
+
+def _peak(device: torch.device) -> int:
+    """Most bytes so far."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _status("VmHWM")
+
+
+def _status(name: str) -> int:
+    """A line of /proc/self/status in bytes; where there is none, the most that this process ever held."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return int(next(line.split()[1] for line in lines if line.startswith(f"{name}:"))) * 1024

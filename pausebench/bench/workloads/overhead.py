@@ -1,0 +1,102 @@
+"""What the trainer costs beside a bare torch loop of the same model and data: the demo's `mini` on parity, K = 8.
+
+Both start from the same weights and read the same rows, on one thread. The bare loop has them as ready batches and does
+nothing but forward, loss, backward, clipping and AdamW; the trainer makes its rows, sets the rate, watches for signals
+and bad losses, logs, validates and checkpoints.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import yaml
+from torch import Tensor
+
+from pausebench.bench.contest import OURS, Contender, Line, alternate, seconds
+from pausebench.bench.setting import OFF, Setting
+from pausebench.commands import runs
+from pausebench.data.batch import Batches
+from pausebench.data.batches import RowLayout, generated_batches
+from pausebench.data.embedded import build_world
+from pausebench.groups import (
+    AttentionKind,
+    ModelConfig,
+    Precision,
+    TaskConfig,
+    TokenizerConfig,
+    TokenizerKind,
+    TrainConfig,
+    WorldConfig,
+)
+from pausebench.help import conf_dir
+from pausebench.model.decoder import Decoder
+from pausebench.stages import FinetuneConfig
+from pausebench.tasks import TASKS
+from pausebench.training.device import cpu_threads
+from pausebench.training.parallel import ALONE
+from pausebench.training.progress import Progress
+from pausebench.training.tracking import Tracker
+
+TARGET = 0.9
+PEER = "bare torch loop"
+STEPS_EACH = 350  # `steps=2`, the default, is then as long as the demo's runs
+CPU = torch.device("cpu")
+
+
+def run(setting: Setting) -> list[Line]:
+    steps = STEPS_EACH * setting.config.steps
+    config = FinetuneConfig(
+        runs=str(setting.scratch),
+        task=TaskConfig(name="parity"),
+        model=ModelConfig(**_yaml("model/mini.yaml")),
+        world=WorldConfig(**_yaml("world/count20.yaml")["world"]),
+        tokenizer=TokenizerConfig(kind=TokenizerKind.words),
+        prefix=AttentionKind.causal,
+        k=8,
+        precision=Precision.fp32,
+        train=TrainConfig(steps=steps, lr=1.5e-3),
+        tracking=OFF,
+    ).resolved()
+
+    def bare() -> float:
+        model, batches = _made(config)
+        rows = [batches.batch(step) for step in range(1, steps + 1)]
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1.5e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+
+        def loop() -> None:
+            for batch in rows:
+                hidden = model(batch.input_ids, last=1)[:, 0]
+                loss: Tensor = F.cross_entropy(model.logits(hidden), batch.labels[:, -1])
+                loss.backward()  # type: ignore[no-untyped-call]
+                torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                optimizer.step()
+                optimizer.zero_grad()
+
+        return steps / seconds(loop, CPU)
+
+    def ours() -> float:
+        model, batches = _made(config)
+        folder, progress = setting.folder("finetune"), Progress("bench", steps, quiet=True)
+        tracker = Tracker(OFF, folder.path, "bench", {}, {}, progress)
+        trainer = runs.build_trainer(folder, config, model, batches, CPU, tracker, progress, ALONE)
+        return steps / seconds(trainer.train, CPU)
+
+    contenders = [Contender(name, work, work) for name, work in ((OURS, ours), (PEER, bare))]
+    with cpu_threads(1):
+        rates = alternate(contenders, setting.config.repeats, setting.note)
+    what = f"mini on parity, {steps} steps with logs and checkpoints, one thread"
+    return [Line("overhead", what, PEER, "steps/s", rates[OURS], rates[PEER], TARGET)]
+
+
+def _made(config: FinetuneConfig) -> tuple[Decoder, Batches]:
+    tokenizer = build_world(config.world).tokenizer
+    batches = generated_batches(config, RowLayout.of(config, TASKS["parity"], tokenizer))
+    return runs.build_model(config, tokenizer, CPU, ALONE), batches
+
+
+def _yaml(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load(Path(conf_dir(), name).read_text())
+    return found

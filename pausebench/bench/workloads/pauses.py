@@ -1,0 +1,31 @@
+"""What pauses cost in pretraining: our trainer with pause=on beside itself with pause=off, the same rows of text.
+
+Making the batches counts, for it is there that pauses are injected.
+"""
+
+from __future__ import annotations
+
+from pausebench.bench.contest import OURS, Line, alternate
+from pausebench.bench.setting import OurTraining, Setting
+from pausebench.bench.workloads.pretrain import ROWS
+from pausebench.commands.pretrain import open_text
+from pausebench.data.batch import ALL
+from pausebench.data.batches import BLOCK_TOKENS
+
+TARGET = 0.99
+
+
+def run(setting: Setting) -> list[Line]:
+    given = setting.config
+    rows, length = given.batch_size or ROWS, given.sequence_length or 512
+    contenders = []
+    for name, pauses in ((OURS, True), ("pause=off", False)):
+        config = setting.pretraining(length, rows, pauses)
+        batches = open_text(config, setting.tokenizer, ALL)[1]
+        model = setting.build(config)
+        together = max(1, BLOCK_TOKENS // length // rows)
+        contenders.append(OurTraining(setting, config, model, batches, 1, together).contender(name, warm_up=2))
+    rates = alternate(contenders, given.repeats, setting.note)
+    what = f"step of {rows} x {length} tokens with pauses"
+    flops = model.flops_per_token(length) * rows * length
+    return [Line("pauses", what, "pause=off", "steps/s", rates[OURS], rates["pause=off"], TARGET, flops=flops)]

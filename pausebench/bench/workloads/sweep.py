@@ -1,0 +1,69 @@
+"""Figure 4c's sweep on SQuAD: seven M scored in one go beside the same M one by one, ourselves both times."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from pausebench.bench.contest import OURS, Contender, Line, alternate, seconds
+from pausebench.bench.setting import Setting
+from pausebench.commands import runs
+from pausebench.commands.finetune import length_limit
+from pausebench.data.batches import RowLayout
+from pausebench.data.task_rows import DatasetRows, open_task
+from pausebench.evaluation.evaluator import Evaluator
+from pausebench.tasks import TASKS
+
+TARGET = 1.0
+COUNTS = (0, 2, 5, 8, 10, 15, 20)
+PEER = "one by one"
+ROWS_SHARE = 8  # a sweep scores one in so many of the rows that `decode` reads
+NEW_TOKENS = 8
+
+
+def score_together(evaluator: Evaluator, layout: RowLayout, counts: Sequence[int]) -> list[dict[str, Any]]:
+    """The results of all M in one call: the one place that knows how an Evaluator is asked for several."""
+    return [evaluator.evaluate(layout, m)[0] for m in counts]
+
+
+def run(setting: Setting) -> list[Line]:
+    given = setting.config
+    config = setting.finetuning("squad", 1)
+    rows, layout = open_task(config), RowLayout.of(config, TASKS["squad"], setting.tokenizer)
+    assert isinstance(rows, DatasetRows)
+    examples = rows.test()[: max(1, given.rows // ROWS_SHARE)]
+    model = setting.build(config).eval()
+
+    def evaluator() -> Evaluator:
+        return Evaluator(
+            model,
+            rows.task,
+            examples,
+            setting.tokenizer,
+            batch_size=given.batch_size or 32,
+            max_length=length_limit(config, runs.RANDOM)[0],
+            max_new_tokens=NEW_TOKENS,
+        )
+
+    scored: dict[str, list[dict[str, Any]]] = {}
+
+    def together() -> None:
+        scored[OURS] = score_together(evaluator(), layout, COUNTS)
+
+    def one_by_one() -> None:
+        scored[PEER] = [score_together(evaluator(), layout, [m])[0] for m in COUNTS]
+
+    answers = len(examples) * len(COUNTS)
+    contenders = [
+        Contender(
+            name,
+            lambda: evaluator().evaluate(layout, COUNTS[1]),
+            lambda work=work: answers / seconds(work, setting.device),  # type: ignore[misc]
+        )
+        for name, work in ((OURS, together), (PEER, one_by_one))
+    ]
+    rates = alternate(contenders, given.repeats, setting.note)
+    pairs = zip(scored[OURS], scored[PEER], strict=True)
+    same = all(abs(ours["target_nll"] - other["target_nll"]) <= 1e-4 * other["target_nll"] for ours, other in pairs)
+    what = f"squad, {len(examples)} rows, M = {', '.join(map(str, COUNTS))}, causal prefix"
+    return [Line("sweep", what, PEER, "answers/s", rates[OURS], rates[PEER], TARGET, checks={"same_likelihoods": same})]
