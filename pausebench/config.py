@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pausebench.groups import (
+    Compile,
     CorpusConfig,
     DataConfig,
     ModelConfig,
@@ -242,6 +243,7 @@ class BenchConfig(TrainingConfig):
     steps: int = option(2, "optimizer steps of one timing")
     repeats: int = option(3, "rounds; every side works once in each")
     precision: Precision = option(Precision.auto, "auto, fp32 or bf16")
+    compile: Compile = option(Compile.on, "torch.compile on our side: on, as long runs have it, or off")
     seed: int = option(0, "weights and rows")
     out: str | None = option(
         None,

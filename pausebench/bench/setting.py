@@ -14,8 +14,9 @@ import torch
 
 from pausebench.bench.contest import OURS, Contender, seconds
 from pausebench.commands import runs
+from pausebench.commands.pretrain import open_batches, open_text
 from pausebench.config import BenchConfig
-from pausebench.data.batch import Batch, Batches
+from pausebench.data.batch import ALL, Batch, Batches
 from pausebench.data.tokenizer import Tokenizer
 from pausebench.data.vocabulary import open_tokenizer
 from pausebench.groups import AttentionKind, PauseConfig, Precision, TaskConfig, TrackingConfig, TrainConfig
@@ -84,7 +85,7 @@ class Setting:
             **self._shared(),
             pause=PauseConfig(enabled=pauses),
             sequence_length=length,
-            train=TrainConfig(steps=100_000, batch_size=rows, lr=1e-4),
+            train=TrainConfig(steps=100_000, batch_size=rows, lr=1e-4, compile=given.compile),
             seed=given.seed,
             precision=given.precision,
         ).resolved()
@@ -98,10 +99,14 @@ class Setting:
             k=given.k,
             prefix=AttentionKind.causal,
             init="random",
-            train=TrainConfig(steps=100_000, batch_size=examples, lr=1e-4),
+            train=TrainConfig(steps=100_000, batch_size=examples, lr=1e-4, compile=given.compile),
             seed=given.seed,
             precision=given.precision,
         ).resolved()
+
+    def text(self, config: PretrainConfig) -> Batches:
+        """The pretraining rows of a config."""
+        return open_batches(config, open_text(config, self.tokenizer)[1], self.tokenizer, ALL)
 
     def _shared(self) -> dict[str, Any]:
         names = ("device", "threads", "data", "corpus", "world", "tokenizer", "model")

@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # torch takes seconds to import, and a run that is already do
     from pausebench.data.tokenizer import Tokenizer
     from pausebench.model.decoder import Decoder
     from pausebench.training.parallel import Ranks
+    from pausebench.training.trainer import Trainer
 
 VERSIONED = ("torch", "hydra-core", "omegaconf", "safetensors")
 
@@ -308,6 +309,8 @@ def build_trainer(
     ranks: Ranks,
 ) -> Trainer:
     """The trainer of a config: what ``train`` runs and ``bench`` times."""
+    from pausebench.training.trainer import Trainer
+
     return Trainer(
         model,
         batches,
@@ -333,8 +336,6 @@ def train(
     group: str,
 ) -> dict[str, Any]:
     """Train to the last step and write ``result.json``; ``group`` is the run's group in W&B."""
-    from pausebench.training.trainer import Trainer
-
     resolved = plain(config)
     ranks.barrier()  # the manifest is there
     cell = {**resolved, "task": None, "data": config.data.source.value, **folder.manifest}

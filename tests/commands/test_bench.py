@@ -14,7 +14,16 @@ from pausebench.bench.setting import Setting
 from pausebench.bench.workloads import WORKLOADS
 from pausebench.config import BENCH_WORK
 
-TINY = ["model=tiny", "vocab_size=1500", "tokenizer=byte", "steps=1", "repeats=1", "sequence_length=32", "rows=8"]
+TINY = [
+    "model=tiny",
+    "vocab_size=1500",
+    "tokenizer=byte",
+    "steps=1",
+    "repeats=1",
+    "sequence_length=32",
+    "rows=8",
+    "compile=off",
+]
 
 
 def bench(root: Path, *words: str, code: int = 0) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from pausebench.model.decoder import Decoder
 from pausebench.model.flops import inference_flops
 from pausebench.tasks import TASKS
 
-TARGET = 1.0
+TARGET = 2.5
 BATCH_SIZES = (8, 32, 128)
 NEW_TOKENS = {"gsm8k": 64, "squad": 16}
 PEER = "transformers generate"

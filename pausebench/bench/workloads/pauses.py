@@ -8,8 +8,6 @@ from __future__ import annotations
 from pausebench.bench.contest import OURS, Line, alternate
 from pausebench.bench.setting import OurTraining, Setting
 from pausebench.bench.workloads.pretrain import ROWS
-from pausebench.commands.pretrain import open_text
-from pausebench.data.batch import ALL
 from pausebench.data.batches import BLOCK_TOKENS
 
 TARGET = 0.99
@@ -21,7 +19,7 @@ def run(setting: Setting) -> list[Line]:
     contenders = []
     for name, pauses in ((OURS, True), ("pause=off", False)):
         config = setting.pretraining(length, rows, pauses)
-        batches = open_text(config, setting.tokenizer, ALL)[1]
+        batches = setting.text(config)
         model = setting.build(config)
         together = max(1, BLOCK_TOKENS // length // rows)
         contenders.append(OurTraining(setting, config, model, batches, 1, together).contender(name, warm_up=2))

@@ -14,7 +14,7 @@ from pausebench.data.task_rows import DatasetRows, open_task
 from pausebench.evaluation.evaluator import Evaluator
 from pausebench.tasks import TASKS
 
-TARGET = 1.0
+TARGET = 2.5
 COUNTS = (0, 2, 5, 8, 10, 15, 20)
 PEER = "one by one"
 ROWS_SHARE = 8  # a sweep scores one in so many of the rows that `decode` reads
