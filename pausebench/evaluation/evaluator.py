@@ -26,6 +26,7 @@ from pausebench.evaluation.metrics import CHOICE_METRICS, METRICS
 from pausebench.evaluation.prefill import Prefill, prefill
 from pausebench.evaluation.score import target_log_likelihoods
 from pausebench.groups import Arithmetic, AttentionKind, PauseVisibility, Placement
+from pausebench.model.cache import slot_bytes
 from pausebench.model.decoder import Decoder
 from pausebench.model.flops import inference_flops, scoring_flops
 from pausebench.tasks import Example, Task
@@ -186,9 +187,7 @@ class Evaluator:
 
     def _batches(self, layout: RowLayout, readings: Mapping[int, Sequence[Reading]]) -> Iterator[Together]:
         """The readings of some M; rows of like length stand together."""
-        model, shortest = self.model.config, self.max_length
-        for listed in readings.values():
-            shortest = min(shortest, *(len(reading.prefix) for reading in listed))
+        shortest = min(len(reading.prefix) for listed in readings.values() for reading in listed)
         answer = 0 if self.task.scored else min(self.max_new_tokens, self.max_length - shortest)
 
         def continuation(reading: Reading) -> int:
@@ -196,10 +195,9 @@ class Evaluator:
             return max(answer, min(self.max_length, max(map(len, targets))))
 
         most = max(replace(layout, k=m).given for m in readings)
-        width = 2 * model.n_layers * model.d_model
-        return reading_batches(
-            readings, continuation, most, width * self.model.token_embedding.weight.itemsize, self.batch_size
-        )
+        weight = self.model.token_embedding.weight
+        size = slot_bytes(self.model.config, weight.dtype, weight.device)
+        return reading_batches(readings, continuation, most, size, self.batch_size)
 
     def _targets(self, reading: Reading) -> Sequence[Tokens]:
         """What is scored behind a reading: every candidate, or the target alone."""

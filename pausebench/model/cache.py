@@ -14,6 +14,15 @@ from pausebench.groups import ModelConfig
 from pausebench.model.attention import merge_heads, split_heads
 
 
+def slot_bytes(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> int:
+    """Bytes of one position of a row in a cache."""
+    return 2 * config.n_layers * config.d_model * _kept_as(dtype, device).itemsize
+
+
+def _kept_as(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    return torch.float32 if dtype is torch.bfloat16 and device.type == "cpu" else dtype
+
+
 class KeyValueCache:
     """Keys [L, B, H, S, C] and values [L, B, H, C, S] of every layer, written in each row's own slots.
 
@@ -26,8 +35,7 @@ class KeyValueCache:
     """
 
     def __init__(self, config: ModelConfig, batch: int, slots: int, dtype: torch.dtype, device: torch.device) -> None:
-        if dtype is torch.bfloat16 and device.type == "cpu":
-            dtype = torch.float32
+        dtype = _kept_as(dtype, device)
         self._config = config
         heads, width = (config.n_layers, batch, config.n_heads), config.d_model // config.n_heads
         # Zeros, not what the memory held: a hidden value counts 0 times, and 0 times nan is nan.
