@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pausebench.groups import (
+    Arithmetic,
     Compile,
     CorpusConfig,
     DataConfig,
@@ -91,8 +92,13 @@ class EvaluateConfig(RunConfig):
     limit: int | None = option(None, "score only the first so many test rows (none: all)")
     batch_size: int | None = option(
         None,
-        "rows decoded together; scores do not depend on it (none: 250 short ones, 32 of text)",
+        "rows read together; exact scores do not depend on it (none: what a cache of 2 GB holds, at most 256)",
         identity=Identity.never,
+    )
+    precision: Arithmetic = option(
+        Arithmetic.exact,
+        "exact (float64), or fp32 or bf16: faster, but near-ties may then fall differently with the batch size",
+        identity=Identity.changed,
     )
     allow_changed: bool = option(
         False, "score a run whose data fingerprint is another than in its manifest", identity=Identity.never

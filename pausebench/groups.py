@@ -66,6 +66,14 @@ class Compile(Enum):
     off = "off"
 
 
+class Arithmetic(Enum):
+    """Arithmetic of evaluation, weights included."""
+
+    exact = "exact"  # float64: scores do not depend on the batch size
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
 class Source(Enum):
     """Where rows come from."""
 

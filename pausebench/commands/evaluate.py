@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from pausebench.config import EvaluateConfig
 from pausebench.data.task_rows import DatasetRows, open_task
 from pausebench.data.vocabulary import open_tokenizer
 from pausebench.errors import BadInput, Interrupted
-from pausebench.groups import PauseVisibility, Placement
+from pausebench.groups import Arithmetic, PauseVisibility, Placement
 from pausebench.options import plain
 from pausebench.results.run_folder import RunFolder, read_json, run_name, write_atomically, write_json
 from pausebench.stages import FinetuneConfig
@@ -71,13 +72,15 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
                 task,
                 rows.test()[: config.limit],
                 tokenizer,
-                batch_size=config.batch_size or (32 if isinstance(rows, DatasetRows) else 250),
+                batch_size=config.batch_size,
                 max_length=length_limit(finetuned, parent)[0],
                 max_new_tokens=rows.longest_target(tokenizer) if isinstance(rows, DatasetRows) else None,
+                precision=config.precision,
             )
-            for m in todo:
-                with folders[m].locked():
-                    result, predictions = evaluator.evaluate(layout, m)
+            with ExitStack() as locks:
+                for m in todo:
+                    locks.enter_context(folders[m].locked())
+                for m, result, predictions in evaluator.sweep(layout, todo, lambda: stop.reason() is not None):
                     world = finetuned.world
                     about = {
                         "task": task.name,
@@ -92,6 +95,7 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
                         "k": finetuned.k,
                         "mt": m,
                         "filler": tokenizer.spelling(layout.pause_id),
+                        "precision": config.precision.value,
                         "placement": layout.placement.value,
                         "finetuned_filler": manifest.get("filler", tokenizer.spelling(tokenizer.pause_id)),
                         "pause_visibility": layout.visibility.value,
@@ -119,10 +123,12 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
                         config.tracking, folders[m].path, task.name, resolved, about, progress, published
                     ) as tracker:
                         tracker.log({name: about[name] for name in SCORES} | about["metrics"])
-                if stop.reason() is not None and m != todo[-1]:
-                    raise Interrupted(
-                        f"{stop.reason()}: M up to {m} of {counts} are scored. Type the same command to go on."
-                    )
+                    if stop.reason() is not None and any(folders[m].result is None for m in todo):
+                        scored = [m for m in counts if folders[m].result is not None]
+                        raise Interrupted(
+                            f"{stop.reason()}: M = {', '.join(map(str, scored))} of {counts} are scored. "
+                            "Type the same command to go on."
+                        )
     results = {m: folders[m].result for m in counts}
     for m, result in results.items():
         if not config.quiet:
@@ -167,6 +173,8 @@ def evaluate_folder(config: EvaluateConfig, run: str, placement: Placement, m: i
         identity |= {"filler": config.filler, "placement": placement.value}
     if config.limit is not None:
         identity["limit"] = config.limit
+    if config.precision is not Arithmetic.exact:
+        identity["precision"] = config.precision.value
     return RunFolder(config.runs, "evaluate", run_name(f"{run.rpartition('-')[0]}-m{m}", identity))
 
 

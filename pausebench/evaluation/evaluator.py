@@ -1,15 +1,16 @@
 """Scores a model on a task's test split with M pauses.
 
 Invariant: the result does not depend on the batch size, nor on which other M are scored in the same process. Padding is
-never seen, and arithmetic is float64: in float32 a batch of another size rounds differently, which moves a
-log-likelihood's sixth digit and can turn a near-tie between two tokens.
+never seen, and arithmetic is float64 unless another precision is asked for: in float32 a batch of another size rounds
+differently, which moves a log-likelihood's sixth digit and can turn a near-tie between two tokens.
 """
 
 from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -18,22 +19,19 @@ import torch
 from pausebench.data.batches import EncodedExamples, RowLayout
 from pausebench.data.lengths import Tokens, encode, fit
 from pausebench.data.tokenizer import Tokenizer
-from pausebench.evaluation.generate import Answer, generate
+from pausebench.evaluation.batches import Reading, Together, reading_batches
+from pausebench.evaluation.generate import Answer, decode
 from pausebench.evaluation.intervals import macro_f1_estimate, mean_estimate
 from pausebench.evaluation.metrics import CHOICE_METRICS, METRICS
+from pausebench.evaluation.prefill import Prefill, prefill
 from pausebench.evaluation.score import target_log_likelihoods
+from pausebench.groups import Arithmetic, AttentionKind, PauseVisibility, Placement
+from pausebench.model.cache import slot_bytes
 from pausebench.model.decoder import Decoder
 from pausebench.model.flops import inference_flops, scoring_flops
 from pausebench.tasks import Example, Task
 
 PARTS = ("history", "context", "question")  # of an example; what may be cut, first to last
-
-
-class Reading(NamedTuple):
-    """A row's prefix, or one of several: each with another window of its context."""
-
-    row: int
-    prefix: Tokens
 
 
 class Likelihood(NamedTuple):
@@ -43,6 +41,16 @@ class Likelihood(NamedTuple):
     tokens: int
 
 
+class Found(NamedTuple):
+    """What one reading gave: the likelihood of its target, or of every candidate; the answer where one is decoded."""
+
+    likelihoods: list[Likelihood]
+    answer: Answer | None
+
+
+DTYPES = {Arithmetic.exact: torch.float64, Arithmetic.fp32: torch.float32, Arithmetic.bf16: torch.bfloat16}
+
+
 class Evaluator:
     """Scores ``examples`` (the test split) with any M.
 
@@ -50,7 +58,8 @@ class Evaluator:
     that, for the longest candidate where it is scored, else for an eighth of ``max_length``; a prefix that leaves less
     is cut (``data.lengths``). Of several windows of a context the one counts whose answer has the highest mean
     log-probability a token. Decoding stops at ``max_length``; the likelihood of a target that is longer is that of its
-    beginning. ``max_new_tokens``: the longest answer decoded, unless the task fixes its length.
+    beginning. ``max_new_tokens``: the longest answer decoded, unless the task fixes its length. ``batch_size``: rows
+    read together (None: as many as ``evaluation.batches`` takes).
     """
 
     def __init__(
@@ -60,11 +69,12 @@ class Evaluator:
         examples: Sequence[Example],
         tokenizer: Tokenizer,
         *,
-        batch_size: int,
+        batch_size: int | None = None,
         max_length: int,
         max_new_tokens: int | None = None,
+        precision: Arithmetic = Arithmetic.exact,
     ) -> None:
-        self.model = copy.deepcopy(model).double().eval()
+        self.model = copy.deepcopy(model).to(DTYPES[precision]).eval()
         self.task = task
         self.tokenizer = tokenizer
         self.batch_size = batch_size
@@ -78,10 +88,66 @@ class Evaluator:
 
         Decoding never emits ``<pause>``, whatever fills the pauses' places.
         """
-        layout = replace(layout, k=m)
-        began = time.perf_counter()
-        readings, cut = self._readings(layout.given)
-        rows, flops = self._scored(layout, readings) if self.task.scored else self._decoded(layout, readings)
+        [(_, result, rows)] = self.sweep(layout, [m])
+        return result, rows
+
+    def sweep(
+        self, layout: RowLayout, counts: Sequence[int], stopping: Callable[[], bool] = lambda: False
+    ) -> Iterator[tuple[int, dict[str, Any], list[dict[str, Any]]]]:
+        """(M, result, predictions) of each M, as ``evaluate`` gives them, one after the other.
+
+        Where no position of a prefix sees the pauses behind it, the M share one pass over it and the most pauses. An
+        M's ``examples_per_second`` then counts its part of that pass. Once ``stopping``, M that share a pass are
+        dropped, all but the first; the caller may leave before the next.
+        """
+        if prefix_is_shared(layout):
+            yield from self._together(layout, list(counts), stopping)
+        else:
+            for m in counts:
+                yield from self._together(layout, [m], stopping)
+
+    def _together(
+        self, layout: RowLayout, counts: list[int], stopping: Callable[[], bool]
+    ) -> Iterator[tuple[int, dict[str, Any], list[dict[str, Any]]]]:
+        layouts = {m: replace(layout, k=m) for m in counts}
+        clock = dict.fromkeys(counts, 0.0)
+        readings, cut, found = {}, {}, {}
+        for m in counts:
+            began = time.perf_counter()
+            readings[m], cut[m] = self._readings(layouts[m].given)
+            found[m] = [Found([], None)] * len(readings[m])
+            clock[m] += time.perf_counter() - began
+        several = {row for listed in readings.values() for row, n in Counter(r.row for r in listed).items() if n > 1}
+        for batch in self._batches(layout, readings):
+            if len(counts) > 1 and stopping():
+                counts = counts[:1]
+            wanted = sorted((m for m in batch.numbers if m in counts), reverse=True)
+            if not wanted:
+                continue
+            began = time.perf_counter()
+            most = layouts[wanted[0]]
+            read = self._prefill(most if len(wanted) == 1 else replace(most, cue=most.cue[:0]), batch)
+            shared = (time.perf_counter() - began) / len(wanted)
+            means = any(reading.row in several for reading in batch.readings)
+            for m in wanted:
+                began = time.perf_counter()
+                behind = read
+                if len(wanted) > 1:
+                    behind = read.without_last(most.k - m, max(0, layout.shift - m)).through(layout.cue)
+                ones = self._found(behind, layouts[m], batch, means, last=m == wanted[-1])
+                for number, one in zip(batch.numbers[m], ones, strict=True):
+                    found[m][number] = one
+                clock[m] += time.perf_counter() - began + shared
+        for m in counts:
+            began = time.perf_counter()
+            result, rows = self._result(layouts[m], readings[m], cut[m], found[m])
+            seconds = clock[m] + time.perf_counter() - began
+            yield m, result | {"examples_per_second": len(rows) / seconds}, rows
+
+    def _result(
+        self, layout: RowLayout, readings: Sequence[Reading], cut: Sequence[tuple[str, ...]], found: Sequence[Found]
+    ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        rows, flops = (self._scored if self.task.scored else self._decoded)(layout, readings, found)
         groups = [example.group for example in self.examples]
         estimates = {
             name: macro_f1_estimate([row["chosen"] for row in rows], [row["right"] for row in rows], groups)
@@ -106,7 +172,6 @@ class Evaluator:
             "target_nll": nll.value,
             "target_nll_stderr": nll.stderr,
             "inference_flops": flops / len(rows),
-            "examples_per_second": len(rows) / (time.perf_counter() - began),
         }
         return result, rows
 
@@ -120,37 +185,72 @@ class Evaluator:
             cut.append(fitted.cut)
         return readings, cut
 
-    def _decoded(self, layout: RowLayout, readings: Sequence[Reading]) -> tuple[list[dict[str, Any]], float]:
-        """A decoded answer for each row and the likelihood of its target after the same reading; FLOPs of decoding."""
-        answers: dict[int, Answer] = {}
-        for numbers in self._batches([len(reading.prefix) for reading in readings]):
-            prefixes = [readings[number].prefix for number in numbers]
-            decoded = generate(
-                self.model,
-                layout.inference_rows(EncodedExamples.of(prefixes, [[]] * len(prefixes), self.tokenizer.end_id)),
-                layout.attention,
-                max_new_tokens=self.max_new_tokens,
-                end_id=self.tokenizer.end_id,
-                pause_id=self.tokenizer.pause_id,
-                limit=self.max_length,
-                visibility=layout.visibility,
-            )
-            answers |= zip(numbers, decoded, strict=True)
-        best = _best(
-            [reading.row for reading in readings], [answers[i].mean_log_probability for i in range(len(readings))]
+    def _batches(self, layout: RowLayout, readings: Mapping[int, Sequence[Reading]]) -> Iterator[Together]:
+        """The readings of some M; rows of like length stand together."""
+        shortest = min(len(reading.prefix) for listed in readings.values() for reading in listed)
+        answer = 0 if self.task.scored else min(self.max_new_tokens, self.max_length - shortest)
+
+        def continuation(reading: Reading) -> int:
+            targets = self._targets(reading)
+            return max(answer, min(self.max_length, max(map(len, targets))))
+
+        most = max(replace(layout, k=m).given for m in readings)
+        weight = self.model.token_embedding.weight
+        size = slot_bytes(self.model.config, weight.dtype, weight.device)
+        return reading_batches(readings, continuation, most, size, self.batch_size)
+
+    def _targets(self, reading: Reading) -> Sequence[Tokens]:
+        """What is scored behind a reading: every candidate, or the target alone."""
+        example = self._encoded[reading.row]
+        return example.candidates if self.task.scored else [example.target]
+
+    def _prefill(self, layout: RowLayout, batch: Together) -> Prefill:
+        prefixes = [reading.prefix for reading in batch.readings]
+        rows = layout.inference_rows(EncodedExamples.of(prefixes, [[]] * len(prefixes), self.tokenizer.end_id))
+        return prefill(self.model, rows, layout.attention, layout.visibility, batch.slots)
+
+    def _found(self, read: Prefill, layout: RowLayout, batch: Together, means: bool, last: bool) -> list[Found]:
+        """What each reading of a batch gives. means: whether answers are compared; last: the cache is free."""
+        lists = [self._targets(reading) for reading in batch.readings]
+        likelihoods: list[list[Likelihood]] = [[] for _ in lists]
+        for place in range(max(map(len, lists))):
+            # A row with fewer candidates than another reads one token of its first again.
+            targets = [
+                listed[place][: max(1, self.max_length - layout.given - len(reading.prefix))]
+                if place < len(listed)
+                else listed[0][:1]
+                for listed, reading in zip(lists, batch.readings, strict=True)
+            ]
+            for row, total in enumerate(target_log_likelihoods(read, targets)):
+                if place < len(lists[row]):
+                    likelihoods[row].append(Likelihood(total, len(targets[row])))
+        if self.task.scored:
+            return [Found(of_row, None) for of_row in likelihoods]
+        answers = decode(
+            read if last else read.copy(),
+            max_new_tokens=self.max_new_tokens,
+            end_id=self.tokenizer.end_id,
+            pause_id=self.tokenizer.pause_id,
+            limit=self.max_length,
+            means=means,
         )
-        chosen = [readings[number] for number in best]
-        targets = [example.target for example in self._encoded]
-        likelihoods = self._likelihoods(layout, [reading.prefix for reading in chosen], targets)
+        return [Found(of_row, answer) for of_row, answer in zip(likelihoods, answers, strict=True)]
+
+    def _decoded(
+        self, layout: RowLayout, readings: Sequence[Reading], found: Sequence[Found]
+    ) -> tuple[list[dict[str, Any]], float]:
+        """A decoded answer for each row and the likelihood of its target after the same reading; FLOPs of decoding."""
+        answers = [one.answer for one in found if one.answer is not None]
+        best = _best([reading.row for reading in readings], [answer.mean_log_probability for answer in answers])
         rows = []
         for row, number in enumerate(best):
             example, text = self.examples[row], self.tokenizer.decode(answers[number].tokens)
             scores = {name: METRICS[name](text, example.references) for name in self.task.metrics}
             correct = scores["exact_match" if "exact_match" in scores else self.task.metrics[0]] == 1.0
-            rows.append(self._row(row, text, correct, scores, likelihoods[row]))
+            rows.append(self._row(row, text, correct, scores, found[number].likelihoods[0]))
         flops = sum(
-            self._flops(inference_flops, layout, reading.prefix, self._predicted(layout, reading.prefix, answers[i]))
-            for i, reading in enumerate(readings)
+            self._flops(inference_flops, layout, reading.prefix, self._predicted(layout, reading.prefix, answer))
+            for reading, answer in zip(readings, answers, strict=True)
         )
         return rows, flops
 
@@ -159,41 +259,35 @@ class Evaluator:
         room = self.max_length - len(prefix) - layout.k - len(layout.cue) + 1  # the last token takes no position
         return min(len(answer.tokens) + 1, self.max_new_tokens, room)
 
-    def _flops(self, formula: Callable[..., float], layout: RowLayout, prefix: Tokens, tokens: int) -> float:
-        """A formula of ``model.flops`` for so many tokens predicted behind a prefix and its pauses."""
-        model = self.model
-        given = len(prefix) + layout.k
-        return formula(model.config, model.vocab_size, given, tokens, layout.attention, len(layout.cue))
-
-    def _scored(self, layout: RowLayout, readings: Sequence[Reading]) -> tuple[list[dict[str, Any]], float]:
+    def _scored(
+        self, layout: RowLayout, readings: Sequence[Reading], found: Sequence[Found]
+    ) -> tuple[list[dict[str, Any]], float]:
         """The likeliest candidate of each row, and the FLOPs of all candidates."""
-        pairs = [
-            (number, candidate)
-            for number, reading in enumerate(readings)
-            for candidate in self._encoded[reading.row].candidates
-        ]
-        prefixes = [readings[number].prefix for number, _ in pairs]
-        likelihoods = self._likelihoods(layout, prefixes, [candidate for _, candidate in pairs])
-        of_reading: list[list[Likelihood]] = [[] for _ in readings]
-        for (number, _), likelihood in zip(pairs, likelihoods, strict=True):
-            of_reading[number].append(likelihood)
-        means = [max(likelihood.total / likelihood.tokens for likelihood in group) for group in of_reading]
+        means = [max(likelihood.total / likelihood.tokens for likelihood in one.likelihoods) for one in found]
         rows = []
         for row, number in enumerate(_best([reading.row for reading in readings], means)):
-            example, found = self.examples[row], of_reading[number]
-            totals = [likelihood.total for likelihood in found]
+            example, likelihoods = self.examples[row], found[number].likelihoods
+            totals = [likelihood.total for likelihood in likelihoods]
             characters = [len(candidate.strip()) for candidate in example.candidates]
             picked = {name: choose(totals, characters) for name, choose in CHOICE_METRICS.items()}
             right, chosen = example.candidates.index(example.target), picked["accuracy"]
             scores: dict[str, Any] = {name: float(choice == right) for name, choice in picked.items()}
             scores |= {"chosen": chosen, "right": right, "log_likelihoods": [round(total, 9) for total in totals]}
             text = example.candidates[chosen]
-            rows.append(self._row(row, text, chosen == right, scores, found[right]))
+            rows.append(self._row(row, text, chosen == right, scores, likelihoods[right]))
         flops = sum(
-            self._flops(scoring_flops, layout, prefix, likelihood.tokens)
-            for prefix, likelihood in zip(prefixes, likelihoods, strict=True)
+            self._flops(scoring_flops, layout, reading.prefix, [likelihood.tokens for likelihood in one.likelihoods])
+            for reading, one in zip(readings, found, strict=True)
         )
         return rows, flops
+
+    def _flops(
+        self, formula: Callable[..., float], layout: RowLayout, prefix: Tokens, predicted: int | list[int]
+    ) -> float:
+        """A formula of ``model.flops`` for so many tokens predicted behind a prefix and its pauses."""
+        model = self.model
+        given = len(prefix) + layout.k
+        return formula(model.config, model.vocab_size, given, predicted, layout.attention, len(layout.cue))
 
     def _row(self, row: int, text: str, correct: bool, scores: dict[str, Any], target: Likelihood) -> dict[str, Any]:
         example = self.examples[row]
@@ -208,29 +302,18 @@ class Evaluator:
             "nll": round(-target.total / target.tokens, 9),
         }
 
-    def _likelihoods(
-        self, layout: RowLayout, prefixes: Sequence[Tokens], targets: Sequence[Tokens]
-    ) -> list[Likelihood]:
-        """Of each target behind its prefix, cut where the positions end."""
-        fitting = [
-            target[: max(1, self.max_length - layout.given - len(prefix))]
-            for prefix, target in zip(prefixes, targets, strict=True)
-        ]
-        found: dict[int, Likelihood] = {}
-        for numbers in self._batches(
-            [len(prefix) + len(target) for prefix, target in zip(prefixes, fitting, strict=True)]
-        ):
-            examples = EncodedExamples.of(
-                [prefixes[number] for number in numbers], [fitting[number] for number in numbers], self.tokenizer.end_id
-            )
-            totals = target_log_likelihoods(self.model, layout.training_batch(examples))
-            found |= {i: Likelihood(total, len(fitting[i])) for i, total in zip(numbers, totals, strict=True)}
-        return [found[number] for number in range(len(prefixes))]
 
-    def _batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
-        """Numbers of the rows of each batch: rows of like length stand together."""
-        order = torch.argsort(torch.tensor(lengths), stable=True)
-        return (numbers.tolist() for numbers in torch.split(order, self.batch_size))
+def prefix_is_shared(layout: RowLayout) -> bool:
+    """Whether several M can share one pass over a prefix and the most pauses, and give what each alone would.
+
+    No position of the prefix may see a pause, nor a pause those behind it or whether it is the last: bidirectional
+    prefixes see all pauses, prepended pauses are seen by all, and a read-out sees what other pauses do not.
+    """
+    return (
+        layout.attention is not AttentionKind.bidirectional
+        and layout.placement is Placement.append
+        and layout.visibility is not PauseVisibility.readout
+    )
 
 
 def _best(rows: Sequence[int], values: Sequence[float]) -> list[int]:

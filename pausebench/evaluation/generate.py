@@ -10,20 +10,23 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pausebench.evaluation.prefill import Prefill, prefill
 from pausebench.groups import AttentionKind, PauseVisibility
-from pausebench.model.attention import AttentionMask, decoding_mask
-from pausebench.model.decoder import Decoder, KeyValueCache
-from pausebench.pauses import Role, Rows
+from pausebench.model.attention import decoding_mask
+from pausebench.model.decoder import Decoder
+from pausebench.pauses import Rows
 
 
 class Answer(NamedTuple):
-    """Token ids without the end token that stops them; mean log-probability of what was decoded, the end too."""
+    """Token ids without the end token that stops them; mean log-probability of what was decoded, the end too.
+
+    The mean is 0 where it was not asked for.
+    """
 
     tokens: list[int]
     mean_log_probability: float
 
 
-@torch.no_grad()
 def generate(
     model: Decoder,
     rows: Rows,
@@ -41,44 +44,58 @@ def generate(
     that has ended leaves the batch; so does one that has reached ``limit`` positions (None: the position table's end).
     A token's slot in the cache is its place in the row; where the row's positions jump, so does its position.
     """
-    device = model.token_embedding.weight.device
-    batch, length = rows.input_ids.shape
     limit = model.config.max_positions if limit is None else limit
-    capacity = min(length + max_new_tokens, max(length, limit - rows.jump))
-    cache = KeyValueCache(model.config, batch, capacity, model.token_embedding.weight.dtype, device)
-    mask = AttentionMask(kind, rows.roles, visibility=visibility, readouts=rows.readouts).to(device)
-    prefilled = None if rows.positions is None else rows.positions.to(device)
-    hidden = model(rows.input_ids.to(device), mask, prefilled, cache=cache)
-    slots = rows.lengths.to(device)
-    hidden = hidden[torch.arange(batch, device=device), slots - 1]
-    key_roles = torch.full((batch, capacity), Role.TARGET.value, dtype=torch.int8, device=device)
-    key_roles[:, :length] = rows.roles.to(device)
+    read = prefill(model, rows, kind, visibility, rows.input_ids.shape[1] + max_new_tokens)
+    return decode(read, max_new_tokens=max_new_tokens, end_id=end_id, pause_id=pause_id, limit=limit)
+
+
+@torch.no_grad()
+def decode(
+    read: Prefill, *, max_new_tokens: int, end_id: int, pause_id: int, limit: int, means: bool = True
+) -> list[Answer]:
+    """Each row's answer behind what was read, as in ``generate``; rows that leave are lost from the cache.
+
+    means: whether the answers' mean log-probabilities are wanted. They cost a softmax over the vocabulary a token.
+    """
+    model, cache, hidden, slots, roles = read.model, read.cache, read.hidden, read.slots, read.roles
+    device, batch = slots.device, len(slots)
     alive = torch.arange(batch, device=device)
-    answers: list[list[int]] = [[] for _ in range(batch)]
-    sums, counts = torch.zeros(batch, dtype=torch.float64, device=device), torch.zeros(batch, device=device)
+    answers = torch.full((batch, max_new_tokens), end_id, device=device)
+    counts = torch.zeros(batch, dtype=torch.int64, device=device)
+    sums = torch.zeros(batch, dtype=torch.float64, device=device)
+    width = int(slots.max())
     for index in range(max_new_tokens):
         logits = model.logits(hidden)
         tokens = greedy(logits, pause_id)
-        sums[alive] += logits.double().log_softmax(dim=1).gather(1, tokens[:, None])[:, 0]
+        if means:
+            sums[alive] += logits.double().log_softmax(dim=1).gather(1, tokens[:, None])[:, 0]
+        answers[alive, index] = tokens
         counts[alive] += 1
-        going_on = tokens != end_id
-        for row, token in zip(alive[going_on].tolist(), tokens[going_on].tolist(), strict=True):
-            answers[row].append(token)
-        going_on &= slots + rows.jump < limit
-        if index == max_new_tokens - 1 or not bool(going_on.any()):
+        going_on = (tokens != end_id) & (slots + read.jump < limit)
+        left = int(going_on.sum())
+        if left == 0 or index == max_new_tokens - 1:
             break
-        if not bool(going_on.all()):
-            kept = going_on.nonzero()[:, 0]
-            alive, tokens, slots, key_roles = alive[kept], tokens[kept], slots[kept], key_roles[kept]
+        if left < len(tokens):
+            kept = _closed_up(going_on, left)
+            alive, tokens, slots, roles = alive[kept], tokens[kept], slots[kept], roles[kept]
             cache.keep_rows(kept)
-        seen = decoding_mask(kind, key_roles[:, : length + index + 1], slots, visibility)  # no row is further on
-        positions = slots[:, None] + rows.jump
-        hidden = model(tokens[:, None], positions_BT=positions, cache=cache, decoding=seen, slots=slots)[:, 0]
+        width += 1  # no row is further on
+        seen = decoding_mask(read.kind, roles[:, :width], slots, read.visibility)
+        positions = slots[:, None] + read.jump
+        hidden = model(tokens[:, None], None, positions, cache, seen, slots[:, None])[:, 0]
         slots = slots + 1
-    means = (sums / counts.clamp_min(1)).tolist()
-    return [Answer(tokens, mean) for tokens, mean in zip(answers, means, strict=True)]
+    listed = zip(answers.tolist(), counts.tolist(), sums.tolist(), strict=True)
+    return [Answer(tokens[: count - (tokens[count - 1] == end_id)], total / count) for tokens, count, total in listed]
+
+
+def _closed_up(going_on: Tensor, left: int) -> Tensor:
+    """int64 [left]: rows that go on, in their places where they can be, the last ones in those that became free."""
+    rows = torch.arange(left, device=going_on.device)
+    rows[~going_on[:left]] = left + going_on[left:].nonzero()[:, 0]
+    return rows
 
 
 def greedy(logits: Tensor, pause_id: int) -> Tensor:
-    """int64 [B]: the likeliest token of float [B, V] that is not ``<pause>``."""
-    return logits.index_fill(1, torch.tensor(pause_id, device=logits.device), -torch.inf).argmax(dim=1)
+    """int64 [B]: the likeliest token of float [B, V] that is not ``<pause>``, the last one."""
+    assert pause_id == logits.shape[1] - 1
+    return logits[:, :pause_id].argmax(dim=1)

@@ -175,17 +175,18 @@ def attend_documents(q: Tensor, k: Tensor, v: Tensor, n_heads: int, documents: D
 def decoding_mask(
     kind: AttentionKind, key_roles: Tensor, slots: Tensor, visibility: PauseVisibility = PauseVisibility.all
 ) -> Tensor:
-    """bool [B, 1, 1, S]: what one new target token in ``slots`` [B] sees of a cache whose keys have these roles.
+    """bool [B, 1, T, S]: what new target tokens in ``slots``, [B, T] or [B] for one a row, see of a cache.
 
-    It stands behind the read-out, so it never sees a pause that is not visible to all. key_roles: int8 [B, S]; entries
-    past a row's slot are not yet written and stay unseen.
+    They stand behind the read-out, so they never see a pause that is not visible to all. key_roles: int8 [B, S], those
+    of the cache's keys; entries past a token's slot are not yet written and stay unseen.
     """
-    allowed = torch.arange(key_roles.shape[1], device=key_roles.device) <= slots[:, None]
+    slots = slots.view(len(slots), -1)
+    allowed = torch.arange(key_roles.shape[1], device=key_roles.device) <= slots[:, :, None]
     if kind is AttentionKind.bottleneck:
-        allowed = allowed & (key_roles != Role.PREFIX.value)
+        allowed = allowed & (key_roles != Role.PREFIX.value)[:, None]
     if visibility is not PauseVisibility.all:
-        allowed = allowed & (key_roles != Role.PAUSE.value)
-    return allowed[:, None, None, :]
+        allowed = allowed & (key_roles != Role.PAUSE.value)[:, None]
+    return allowed[:, None]
 
 
 BLOCKWISE = ("cpu",)  # devices on which bf16 goes through ``blockwise`` instead of torch's fused kernel

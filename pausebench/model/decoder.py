@@ -5,7 +5,7 @@ Published parameter counts are met exactly (paper, Table 5): 136,237,056 and 1,3
 Invariant: ``forward`` returns hidden states; who needs logits applies the head where it needs them (``logits`` or
 ``training.loss``), so that no B x T x V tensor exists unless somebody asks for it.
 
-Shapes: B rows, T positions, S cache slots, D width, H heads, V vocabulary.
+Shapes: B rows, T positions, S cache slots, D width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from pausebench.groups import ModelConfig
 from pausebench.model.attention import AttentionMask, Documents, attend, attend_documents, take_apart
+from pausebench.model.cache import KeyValueCache
 from pausebench.model.flops import training_flops_per_token
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -29,35 +30,6 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_erf": F.gelu,
     "relu": F.relu,
 }
-
-
-class KeyValueCache:
-    """Keys and values of every layer, [L, B, S, D], written in each row's own slots: its tokens in order.
-
-    Rows may have prefixes of different lengths: a prefill writes right-padded rows, later tokens overwrite the
-    padding, and the caller's mask hides what is not yet written.
-    """
-
-    def __init__(self, config: ModelConfig, batch: int, slots: int, dtype: torch.dtype, device: torch.device) -> None:
-        shape = (config.n_layers, batch, slots, config.d_model)
-        self.keys = torch.zeros(shape, dtype=dtype, device=device)
-        self.values = torch.zeros(shape, dtype=dtype, device=device)
-
-    def write(self, layer: int, keys: Tensor, values: Tensor, slots: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Store [B, T, D] and return what to attend to: the prefill itself, or (one token) the whole cache."""
-        if slots is None:
-            self.keys[layer, :, : keys.shape[1]] = keys
-            self.values[layer, :, : values.shape[1]] = values
-            return keys, values
-        rows = torch.arange(len(slots), device=slots.device)
-        self.keys[layer, rows, slots] = keys[:, 0]
-        self.values[layer, rows, slots] = values[:, 0]
-        return self.keys[layer], self.values[layer]
-
-    def keep_rows(self, rows: Tensor) -> None:
-        """Drop every row but these (int64), so that finished answers cost nothing."""
-        self.keys = self.keys[:, rows]
-        self.values = self.values[:, rows]
 
 
 class Linear(nn.Linear):
@@ -149,12 +121,12 @@ class Block(nn.Module):
             q = self.attention_inputs(x_BTD, norm, (weight[:D], bias[:D]))
             assert not isinstance(allowed, Documents)
             allowed = None if allowed is None else allowed[:, :, -last:]
-        if cache is not None:
-            k, v = cache.write(self.layer, k, v, slots)
-            if slots is not None:
-                assert isinstance(allowed, Tensor)
-                k, v = k[:, : allowed.shape[3]], v[:, : allowed.shape[3]]
-        if isinstance(allowed, Documents):
+        if cache is not None and slots is None:
+            cache.fill(self.layer, k, v)
+        if cache is not None and slots is not None:
+            assert isinstance(allowed, Tensor)
+            attended = cache.attend(self.layer, q, k, v, slots, allowed)
+        elif isinstance(allowed, Documents):
             attended = attend_documents(q, k, v, self.n_heads, allowed)
         else:
             attended = attend(q, k, v, self.n_heads, allowed)
@@ -199,9 +171,9 @@ class Decoder(nn.Module):
             mask: None is plain causal.
             positions_BT: None is 0..T-1; packed rows restart theirs, shifted rows leave some out.
             cache: filled by this call (prefill), or read and extended when ``decoding`` is given.
-            decoding: bool [B, 1, 1, S], what the single new token of each row sees of the cache's first S slots
-                (``attention.decoding_mask``); then T is 1 and positions_BT [B, 1] says where it stands.
-            slots: int64 [B], the cache slot that takes the new token (None: the one numbered as its position).
+            decoding: bool [B, 1, T, S], what the new tokens of each row see of the cache's first S slots
+                (``attention.decoding_mask``); then positions_BT says where they stand.
+            slots: int64 [B, T], the cache slots that take the new tokens (None: those numbered as their positions).
             last: how many of the last positions are wanted (None: all T); the last block computes no others.
         """
         assert decoding is None or positions_BT is not None
@@ -213,8 +185,8 @@ class Decoder(nn.Module):
         allowed: Tensor | Documents | None = decoding
         if mask is not None:
             allowed = mask.dense() if mask.documents is None else take_apart(mask)
-        if decoding is not None and positions_BT is not None and slots is None:
-            slots = positions_BT[:, 0]
+        if decoding is not None and slots is None:
+            slots = positions_BT
         T = input_ids_BT.shape[1]
         for block in self.blocks:
             wanted = T if last is None or block is not self.blocks[-1] else last

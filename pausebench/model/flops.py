@@ -11,6 +11,7 @@ attention grows with the square.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 from pausebench.groups import AttentionKind, ModelConfig
 
@@ -88,22 +89,14 @@ def scoring_flops(
     model: ModelConfig,
     vocab_size: int,
     prefix: float,
-    candidate: float,
+    candidates: Sequence[float],
     kind: AttentionKind = BIDIRECTIONAL,
     cue: float = 0,
 ) -> float:
-    """The log-likelihood of one candidate: a pass over prefix, cue and candidate.
-
-    Nothing is shared between the candidates of a row. The last block computes keys and values at every position, and
-    the rest only where a token of the candidate is predicted.
-    """
-    following = cue + candidate - 1
-    positions, d = prefix + following, model.d_model
-    below = dataclasses.replace(model, n_layers=1)
-    whole = inference_flops(below, 0, prefix, candidate, kind, cue)
-    last = 2 * (2 * d * d * positions + (_block_weights(model) - 2 * d * d) * candidate)
-    last += 4 * d * (candidate * (positions - candidate) + candidate * (candidate + 1) / 2)
-    return (model.n_layers - 1) * whole + last + _head(model, vocab_size, candidate)
+    """The log-likelihoods of candidates of these lengths: one pass over prefix and cue, and one over each behind it."""
+    shared = inference_flops(model, 0, prefix, 1, kind, cue)
+    whole = sum(inference_flops(model, vocab_size, prefix, candidate, kind, cue) for candidate in candidates)
+    return whole - (len(candidates) - 1) * shared
 
 
 def equal_flops_layers(

@@ -16,10 +16,9 @@ from functools import partial
 from typing import Any
 
 from pausebench.config import EvaluateConfig
-from pausebench.groups import ModelConfig, Parallel, Precision, TrainConfig
+from pausebench.groups import Arithmetic, ModelConfig, Parallel, Precision, TrainConfig
 from pausebench.model.flops import (
     finetuning_flops,
-    inference_flops,
     parameters,
     scoring_flops,
     training_flops_per_token,
@@ -245,26 +244,22 @@ def evaluate_cost(
     mfu: float,
     answer_tokens: float | None = None,
 ) -> Cost:
-    """Of every M: rows x (windows x one decoded answer + the likelihood of the target), or rows x candidates.
+    """Of every M: rows x windows x (the answer and the target's likelihood, or all candidates, behind one prefix).
 
-    answer_tokens: of a decoded answer (None: the mean of the test targets). Evaluation computes in float64.
+    answer_tokens: of a decoded answer (None: the mean of the test targets). What several M share is counted for each.
     """
     model, kind = finetuned.model, finetuned.prefix
     rows = lengths.test_rows if config.limit is None else min(config.limit, lengths.test_rows)
     tokens = flops = 0.0
     counts = config.pause_counts(finetuned.pauses)
+    behind = [lengths.answer] * lengths.candidates or [answer_tokens or lengths.answer, lengths.answer]
     for m in counts:
         given = lengths.test_prefix + m
-        scored = scoring_flops(model, vocab_size, given, lengths.answer, kind, lengths.cue)
-        if lengths.candidates:
-            passes, answer = lengths.readings * lengths.candidates, lengths.answer
-            flops += rows * passes * scored
-        else:
-            passes, answer = lengths.readings, answer_tokens or lengths.answer
-            decoded = inference_flops(model, vocab_size, given, answer, kind, lengths.cue)
-            flops += rows * (passes * decoded + scored)
-        tokens += rows * passes * (given + lengths.cue + answer)
-    seconds = flops / (device.fp64 * mfu)
+        readings = rows * lengths.readings
+        flops += readings * scoring_flops(model, vocab_size, given, behind, kind, lengths.cue)
+        tokens += readings * (given + lengths.cue + sum(behind))
+    peaks = {Arithmetic.exact: device.fp64, Arithmetic.fp32: device.fp32, Arithmetic.bf16: device.bf16}
+    seconds = flops / (peaks[config.precision] * mfu)
     characters = ROW_CHARACTERS + TOKEN_CHARACTERS * (lengths.test_prefix + 3 * lengths.answer)
     return Cost(1, tokens, flops, seconds, seconds, disk=len(counts) * rows * characters)
 

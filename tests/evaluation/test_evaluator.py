@@ -21,6 +21,7 @@ from pausebench.evaluation import generate as generation
 from pausebench.evaluation.evaluator import Evaluator
 from pausebench.evaluation.generate import Answer, generate, greedy
 from pausebench.evaluation.metrics import exact_match, mean_and_stderr, token_accuracy
+from pausebench.evaluation.prefill import Prefill, prefill
 from pausebench.evaluation.score import target_log_likelihoods
 from pausebench.groups import AttentionKind, PauseVisibility, Placement, WorldConfig
 from pausebench.model.attention import AttentionMask
@@ -445,13 +446,13 @@ def prefixes_read(evaluator: Evaluator, layout: RowLayout, monkeypatch: pytest.M
     """What stands before the pauses when decoding begins, sorted by text."""
     read = []
 
-    def recorded(model: Decoder, rows: Rows, *given: Any, **options: Any) -> list[Answer]:
+    def recorded(model: Decoder, rows: Rows, *given: Any) -> Prefill:
         for ids, length in zip(rows.input_ids.tolist(), rows.lengths.tolist(), strict=True):
             assert ids[length - M : length] == [TOKENIZER.pause_id] * M
             read.append(TOKENIZER.decode(ids[: length - M]))
-        return generate(model, rows, *given, **options)
+        return prefill(model, rows, *given)
 
-    monkeypatch.setattr("pausebench.evaluation.evaluator.generate", recorded)
+    monkeypatch.setattr("pausebench.evaluation.evaluator.prefill", recorded)
     evaluator.evaluate(layout, M)
     monkeypatch.undo()
     return sorted(read)
@@ -568,10 +569,11 @@ def test_log_likelihoods_of_all_answers_sum_to_one(make_decoder: Models, world_c
     """No answer is masked in scoring, ``<pause>`` and the end token included, as in training."""
     world, model = build_world(world_config("count20")), make_decoder(64)
     layout = layout_of(PARITY, world)
-    prefix = torch.tensor([world.tokenizer.encode("1 0 1 PAR")]).expand(64, -1)
-    lengths, ones = torch.full((64,), 4), torch.ones(64, dtype=torch.int64)
-    batch = layout.training_batch(EncodedExamples(prefix, lengths, torch.arange(64)[:, None], ones))
-    assert sum(map(math.exp, target_log_likelihoods(model, batch))) == pytest.approx(1.0, rel=1e-5)
+    prefixes = [world.tokenizer.encode("1 0 1 PAR")] * 64
+    rows = layout.inference_rows(EncodedExamples.of(prefixes, [[]] * 64, world.tokenizer.end_id))
+    read = prefill(model, rows, layout.attention, layout.visibility, 5)
+    totals = target_log_likelihoods(read, [[token] for token in range(64)])
+    assert sum(map(math.exp, totals)) == pytest.approx(1.0, rel=1e-5)
 
 
 # Metrics
@@ -622,17 +624,22 @@ def test_a_model_that_knows_the_answer_scores_one(
     """Batches are not in the split's order, so a prediction in another row's place would show."""
     world, model = RaggedWorld(world_config("count20")), make_decoder(64)
     targets = {example.prefix: example.target for example in examples_of(RAGGED, world)}
-    read = []
+    read: list[int] = []
+    prefixes: list[str] = []
 
-    def knowing(model: Decoder, rows: Rows, *_: Any, **__: Any) -> list[Answer]:
+    def recorded(model: Decoder, rows: Rows, *given: Any) -> Prefill:
         lengths = rows.lengths.tolist()
         read.extend(lengths)
-        prefixes = [
+        prefixes[:] = [
             world.tokenizer.decode(ids[: n - 1]) for ids, n in zip(rows.input_ids.tolist(), lengths, strict=True)
         ]
+        return prefill(model, rows, *given)
+
+    def knowing(*_: Any, **__: Any) -> list[Answer]:
         return [Answer(world.tokenizer.encode(targets[prefix]), 0.0) for prefix in prefixes]
 
-    monkeypatch.setattr("pausebench.evaluation.evaluator.generate", knowing)
+    monkeypatch.setattr("pausebench.evaluation.evaluator.prefill", recorded)
+    monkeypatch.setattr("pausebench.evaluation.evaluator.decode", knowing)
     result, predictions = evaluated(model, RAGGED, world, layout_of(RAGGED, world), 7, 0)
     assert read != [1 + len(row["prefix"].split()) for row in predictions]
     assert all(row["prediction"] == row["target"] for row in predictions)

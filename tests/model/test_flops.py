@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -14,11 +14,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pausebench.data.batch import Batch
 from pausebench.data.batches import EncodedExamples, RowLayout
+from pausebench.data.lengths import Tokens
 from pausebench.data.tokenizer import WordTokenizer
 from pausebench.evaluation import evaluator
-from pausebench.evaluation.generate import Answer, generate
+from pausebench.evaluation.generate import Answer, decode, generate
+from pausebench.evaluation.prefill import Prefill, prefill
 from pausebench.evaluation.score import target_log_likelihoods
-from pausebench.groups import AttentionKind, ModelConfig, Placement
+from pausebench.groups import AttentionKind, ModelConfig, PauseVisibility, Placement
 from pausebench.model.attention import AttentionMask
 from pausebench.model.decoder import Decoder
 from pausebench.model.flops import (
@@ -160,19 +162,27 @@ def test_a_finetuning_row_costs_what_torch_counts(make_decoder: Models, kind: At
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("m", "cue", "candidate"), [(0, 0, 1), (6, 0, 5), (6, 2, 5)])
-def test_a_candidate_costs_what_torch_counts(
-    make_decoder: Models, kind: AttentionKind, m: int, cue: int, candidate: int
+@pytest.mark.parametrize(("m", "cue", "candidates"), [(0, 0, [1]), (6, 0, [5]), (6, 2, [5, 1, 3])])
+def test_candidates_cost_one_pass_over_their_prefix_and_one_over_each(
+    make_decoder: Models, kind: AttentionKind, m: int, cue: int, candidates: list[int]
 ) -> None:
-    """All blocks but the last compute the whole square, the last the candidate's rows of it."""
+    """Whole squares are computed: that of the prefix, and of each candidate its own."""
     model = make_decoder(V, n_layers=3)
-    batch = layout_of(kind, m, cue).training_batch(example(8, candidate))
-    length = 8 + m + cue + candidate - 1
-    before = length - candidate
-    extra = hidden_attention(model.config, 2, length, attended_pairs(8 + m, cue + candidate - 1, kind))
-    extra += 4 * model.config.d_model * (candidate * length - candidate * before - candidate * (candidate + 1) / 2)
-    spent = counted(lambda: target_log_likelihoods(model, batch)) - extra
-    assert spent == scoring_flops(model.config, V, 8 + m, candidate, kind, cue)
+    rows, given = layout_of(kind, m, cue).inference_rows(example(8, 1)), 8 + m + cue
+
+    def scored() -> None:
+        read = prefill(model, rows, kind, PauseVisibility.all, given + 5)
+        for candidate in candidates:
+            target_log_likelihoods(read, [[1] * candidate])
+
+    extra = hidden_attention(model.config, 3, given, attended_pairs(8 + m, cue, kind))
+    extra += sum(within_answer(model.config, candidate - 1) for candidate in candidates)
+    assert counted(scored) - extra == scoring_flops(model.config, V, 8 + m, candidates, kind, cue)
+
+
+def within_answer(model: ModelConfig, tokens: int) -> float:
+    """What hidden pairs cost among tokens of an answer that are read in one pass."""
+    return model.n_layers * 4 * model.d_model * tokens * (tokens - 1) / 2
 
 
 def test_equal_flops_layers_come_nearer_than_their_neighbours() -> None:
@@ -214,15 +224,22 @@ def test_a_decoded_result_says_what_its_windows_and_answers_cost(
     make_decoder: Models, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Contexts of one and of several windows, answers that end and answers that are cut off; row by row."""
-    spent, lengths = [], []
+    spent: list[int] = []
+    lengths = []
 
-    def counting(*given: Any, **options: Any) -> list[Answer]:
+    def reading(*given: Any) -> Prefill:
+        found = []
+        spent.append(counted(lambda: found.append(prefill(*given))))
+        return found[0]
+
+    def decoding(read: Prefill, **options: Any) -> list[Answer]:
         answers: list[Answer] = []
-        spent.append(counted(lambda: answers.extend(generate(*given, **options))))
+        spent[-1] += counted(lambda: answers.extend(decode(read, **options)))
         lengths.extend(len(answer.tokens) for answer in answers)
         return answers
 
-    monkeypatch.setattr(evaluator, "generate", counting)
+    monkeypatch.setattr(evaluator, "prefill", reading)
+    monkeypatch.setattr(evaluator, "decode", decoding)
     model = make_decoder(V, seed=4, embedding_std=0.2, linear_gain=3.0)
     examples = [Example("w1 w2", "w3", ("w3",), context="w4 w5 w6 " * size) for size in range(1, 25)]
     options: dict[str, Any] = {"batch_size": 1, "max_length": 40, "max_new_tokens": 7}
@@ -233,20 +250,24 @@ def test_a_decoded_result_says_what_its_windows_and_answers_cost(
 
 
 def test_a_scored_result_says_what_its_candidates_cost(make_decoder: Models, monkeypatch: pytest.MonkeyPatch) -> None:
-    spent = []
+    spent: list[float] = []
 
-    def counting(model: Decoder, batch: Batch) -> list[float]:
+    def reading(*given: Any) -> Prefill:
+        found = []
+        spent.append(counted(lambda: found.append(prefill(*given))))
+        return found[0]
+
+    def scoring(read: Prefill, targets: Sequence[Tokens]) -> list[float]:
         found: list[float] = []
-        total = counted(lambda: found.extend(target_log_likelihoods(model, batch)))
-        hidden = ~batch.mask.dense()[0, 0]
-        extra = (model.config.n_layers - 1) * int(hidden.sum()) + int(hidden[-batch.last :].sum())
-        spent.append(total - 4 * model.config.d_model * extra)
+        spent[-1] += counted(lambda: found.extend(target_log_likelihoods(read, targets)))
+        spent[-1] -= within_answer(read.model.config, len(targets[0]) - 1)
         return found
 
-    monkeypatch.setattr(evaluator, "target_log_likelihoods", counting)
+    monkeypatch.setattr(evaluator, "prefill", reading)
+    monkeypatch.setattr(evaluator, "target_log_likelihoods", scoring)
     options = ("w1", "w2 w3 w4", "w5 w6")
     examples = [Example("w7 " * size, options[size % 3], ("w1",), options) for size in range(1, 9)]
     scorer = evaluator.Evaluator(make_decoder(V), TASKS["piqa"], examples, TOKENIZER, batch_size=1, max_length=40)
     result, _ = scorer.evaluate(layout_of(AttentionKind.bidirectional, 0, 0), 4)
-    assert len(spent) == 3 * len(examples)
+    assert len(spent) == len(examples)
     assert result["inference_flops"] == sum(spent) / len(examples)

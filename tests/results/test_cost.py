@@ -18,6 +18,7 @@ from pausebench.data.files import has_split, read_split
 from pausebench.data.lengths import encode
 from pausebench.data.tokenizer import BpeTokenizer
 from pausebench.groups import (
+    Arithmetic,
     CorpusConfig,
     DataConfig,
     ModelConfig,
@@ -31,7 +32,7 @@ from pausebench.groups import (
     WorldConfig,
 )
 from pausebench.model.decoder import Decoder
-from pausebench.model.flops import finetuning_flops, inference_flops, scoring_flops, training_flops_per_token
+from pausebench.model.flops import finetuning_flops, scoring_flops, training_flops_per_token
 from pausebench.model.memory import step_memory
 from pausebench.results import cost
 from pausebench.results.cost import DEVICES, TYPICAL, Cost, PlannedCell, RowLengths
@@ -110,15 +111,24 @@ def test_an_evaluation_costs_an_answer_in_every_window_and_a_target_for_each_m(l
     spent = cost.evaluate_cost(
         EvaluateConfig(run="x", mt=[0, 10], limit=limit), FINETUNE, lengths, V, DEVICES["h100"], 0.4
     )
-    each = [2 * inference_flops(ONE_B, V, 90 + m, 4) + scoring_flops(ONE_B, V, 90 + m, 4) for m in (0, 10)]
-    assert spent.flops == pytest.approx(rows * sum(each))
+    windows = [scoring_flops(ONE_B, V, 90 + m, [4, 4]) for m in (0, 10)]
+    assert spent.flops == pytest.approx(rows * 2 * sum(windows))
     assert spent.seconds == pytest.approx(spent.flops / (67e12 * 0.4)), "float64"
 
 
 def test_a_scored_evaluation_costs_every_candidate() -> None:
     lengths = dataclasses.replace(LENGTHS, candidates=4)
     spent = cost.evaluate_cost(EvaluateConfig(run="x", mt=[10]), FINETUNE, lengths, V, DEVICES["h100"], 0.4)
-    assert spent.flops == pytest.approx(50 * 4 * scoring_flops(ONE_B, V, 100, 4))
+    assert spent.flops == pytest.approx(50 * scoring_flops(ONE_B, V, 100, [4] * 4))
+    assert spent.flops < 50 * 4 * scoring_flops(ONE_B, V, 100, [4]), "the prefix is read once"
+
+
+def test_an_evaluation_takes_the_peak_of_its_precision() -> None:
+    device = cost.Device("own", 4e12, 2e12, 1e12)
+    for precision, peak in zip(Arithmetic, (1e12, 2e12, 4e12), strict=True):
+        config = EvaluateConfig(run="x", mt=[10], precision=precision)
+        spent = cost.evaluate_cost(config, FINETUNE, LENGTHS, V, device, 0.4)
+        assert spent.seconds == pytest.approx(spent.flops / (peak * 0.4))
 
 
 def test_longer_answers_cost_more() -> None:

@@ -1,0 +1,95 @@
+"""Keys and values of what a decoder has read, and attention of new tokens to them.
+
+Shapes: L layers, B rows, H heads, S slots, C width of a head, T new tokens, D width.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from pausebench.groups import ModelConfig
+from pausebench.model.attention import merge_heads, split_heads
+
+
+def slot_bytes(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> int:
+    """Bytes of one position of a row in a cache."""
+    return 2 * config.n_layers * config.d_model * _kept_as(dtype, device).itemsize
+
+
+def _kept_as(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    return torch.float32 if dtype is torch.bfloat16 and device.type == "cpu" else dtype
+
+
+class KeyValueCache:
+    """Keys [L, B, H, S, C] and values [L, B, H, C, S] of every layer, written in each row's own slots.
+
+    Rows may have prefixes of different lengths: a prefill writes right-padded rows, later tokens overwrite the
+    padding, and the caller's mask hides what is not yet written. Nothing is copied from step to step.
+
+    Products with one new token read each key and each value's channel in one piece, which is what the layout is for.
+    On a CPU bfloat16 is kept as float32: there products of single rows are no faster in bfloat16, and less exact.
+    """
+
+    def __init__(self, config: ModelConfig, batch: int, slots: int, dtype: torch.dtype, device: torch.device) -> None:
+        dtype = _kept_as(dtype, device)
+        self._config = config
+        heads, width = (config.n_layers, batch, config.n_heads), config.d_model // config.n_heads
+        # Zeros, not what the memory held: a hidden value counts 0 times, and 0 times nan is nan.
+        self.keys = torch.zeros(*heads, slots, width, dtype=dtype, device=device)
+        self.values = torch.zeros(*heads, width, slots, dtype=dtype, device=device)
+
+    @property
+    def rows(self) -> int:
+        return self.keys.shape[1]
+
+    def fill(self, layer: int, keys: Tensor, values: Tensor) -> None:
+        """Store the [B, T, D] of a prefill in the first T slots."""
+        T, H = keys.shape[1], self._config.n_heads
+        self.keys[layer, :, :, :T] = split_heads(keys, H)
+        self.values[layer, :, :, :, :T] = split_heads(values, H).transpose(2, 3)
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, slots: Tensor, allowed: Tensor) -> Tensor:
+        """Store the [B, T, D] of new tokens in ``slots`` [B, T], and attend to the first S slots: [B, T, D].
+
+        ``allowed`` is bool [B, 1, T, S]; every query sees at least one key.
+        """
+        H, rows = self._config.n_heads, torch.arange(len(slots), device=slots.device)[:, None]
+        keys, values = self.keys[layer], self.values[layer]
+        keys[rows, :, slots] = split_heads(k, H).transpose(1, 2).to(keys.dtype)
+        values[rows, :, :, slots] = split_heads(v, H).transpose(1, 2).to(values.dtype)
+        S = allowed.shape[3]
+        query = split_heads(q, H).to(keys.dtype) / math.sqrt(keys.shape[3])
+        scores = torch.matmul(keys[:, :, :S], query.transpose(2, 3)).transpose(2, 3)
+        shares = scores.masked_fill(~allowed, -math.inf).softmax(dim=3)
+        attended = torch.matmul(values[:, :, :, :S], shares.transpose(2, 3)).transpose(2, 3)
+        return merge_heads(attended).to(q.dtype)
+
+    def first_rows(self, count: int) -> KeyValueCache:
+        """The same memory, of the first rows alone."""
+        if count == self.rows:
+            return self
+        part = KeyValueCache.__new__(KeyValueCache)
+        part._config, part.keys, part.values = self._config, self.keys[:, :count], self.values[:, :count]
+        return part
+
+    def copy(self, read: int) -> KeyValueCache:
+        """A cache of its own with as many slots, the first ``read`` of them as here."""
+        other = KeyValueCache(self._config, self.rows, self.keys.shape[3], self.keys.dtype, self.keys.device)
+        other.keys[:, :, :, :read] = self.keys[:, :, :, :read]
+        other.values[:, :, :, :, :read] = self.values[:, :, :, :, :read]
+        return other
+
+    def keep_rows(self, rows: Tensor) -> None:
+        """Row i becomes what row ``rows[i]`` was (int64), and no others are left; rows that stay in place cost nothing.
+
+        The memory is the same: a view of it taken before sees the rows move.
+        """
+        places = torch.arange(len(rows), device=rows.device)
+        moved = places[rows != places]
+        if len(moved):
+            self.keys[:, moved] = self.keys[:, rows[moved]]
+            self.values[:, moved] = self.values[:, rows[moved]]
+        self.keys, self.values = self.keys[:, : len(rows)], self.values[:, : len(rows)]
