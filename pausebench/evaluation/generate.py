@@ -37,8 +37,9 @@ def generate(
     pause_id: int,
     limit: int | None = None,
     visibility: PauseVisibility = PauseVisibility.all,
+    means: bool = True,
 ) -> list[Answer]:
-    """Each row's answer.
+    """Each row's answer; ``means`` as in ``decode``.
 
     ``rows`` come from ``pauses.inference_rows``; the last position of each row predicts its first answer token. A row
     that has ended leaves the batch; so does one that has reached ``limit`` positions (None: the position table's end).
@@ -46,7 +47,7 @@ def generate(
     """
     limit = model.config.max_positions if limit is None else limit
     read = prefill(model, rows, kind, visibility, rows.input_ids.shape[1] + max_new_tokens)
-    return decode(read, max_new_tokens=max_new_tokens, end_id=end_id, pause_id=pause_id, limit=limit)
+    return decode(read, max_new_tokens=max_new_tokens, end_id=end_id, pause_id=pause_id, limit=limit, means=means)
 
 
 @torch.no_grad()

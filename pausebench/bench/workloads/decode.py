@@ -101,7 +101,9 @@ def our_decoding(model: Decoder, layout: RowLayout, pause_id: int, new_tokens: i
     def decode(prefixes: Sequence[Tokens]) -> list[list[int]]:
         rows = layout.inference_rows(EncodedExamples.of(prefixes, [[]] * len(prefixes), layout.pad_id))
         kind = layout.attention
-        answers = generate(model, rows, kind, max_new_tokens=new_tokens, end_id=pause_id, pause_id=pause_id)
+        answers = generate(
+            model, rows, kind, max_new_tokens=new_tokens, end_id=pause_id, pause_id=pause_id, means=False
+        )
         return [answer.tokens for answer in answers]
 
     return decode

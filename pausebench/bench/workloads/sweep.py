@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from pausebench.bench.contest import OURS, Contender, Line, alternate, seconds
@@ -17,13 +16,8 @@ from pausebench.tasks import TASKS
 TARGET = 2.5
 COUNTS = (0, 2, 5, 8, 10, 15, 20)
 PEER = "one by one"
-ROWS_SHARE = 8  # a sweep scores one in so many of the rows that `decode` reads
+ROWS_SHARE = 4  # a sweep scores one in so many of the rows that `decode` reads
 NEW_TOKENS = 8
-
-
-def score_together(evaluator: Evaluator, layout: RowLayout, counts: Sequence[int]) -> list[dict[str, Any]]:
-    """The results of all M in one call: the one place that knows how an Evaluator is asked for several."""
-    return [evaluator.evaluate(layout, m)[0] for m in counts]
 
 
 def run(setting: Setting) -> list[Line]:
@@ -40,7 +34,7 @@ def run(setting: Setting) -> list[Line]:
             rows.task,
             examples,
             setting.tokenizer,
-            batch_size=given.batch_size or 32,
+            batch_size=given.batch_size,
             max_length=length_limit(config, runs.RANDOM)[0],
             max_new_tokens=NEW_TOKENS,
         )
@@ -48,10 +42,10 @@ def run(setting: Setting) -> list[Line]:
     scored: dict[str, list[dict[str, Any]]] = {}
 
     def together() -> None:
-        scored[OURS] = score_together(evaluator(), layout, COUNTS)
+        scored[OURS] = [result for _, result, _ in evaluator().sweep(layout, COUNTS)]
 
     def one_by_one() -> None:
-        scored[PEER] = [score_together(evaluator(), layout, [m])[0] for m in COUNTS]
+        scored[PEER] = [evaluator().evaluate(layout, m)[0] for m in COUNTS]
 
     answers = len(examples) * len(COUNTS)
     contenders = [
