@@ -60,11 +60,16 @@ class AttentionMask:
     def to(self, device: torch.device) -> AttentionMask:
         return self._each(lambda tensor: tensor.to(device))
 
+    @property
+    def is_causal(self) -> bool:
+        """Whether nothing but the future is hidden. Right-padding needs no mask: nothing real comes after it."""
+        plain = self.kind is AttentionKind.causal and self.visibility is PauseVisibility.all
+        return plain and self.documents is None
+
     def dense(self) -> Tensor | None:
         """bool [B, 1, T, T], True where query (dim 2) may see key (dim 3); None for plain causal rows."""
-        plain = self.kind is AttentionKind.causal and self.visibility is PauseVisibility.all
-        if plain and self.documents is None:
-            return None  # right-padding needs no mask: nothing real comes after it
+        if self.is_causal:
+            return None
         shape = self.roles if self.roles is not None else self.documents
         assert shape is not None
         length = shape.shape[1]
@@ -83,14 +88,14 @@ class AttentionMask:
             seen = torch.eye(length, dtype=torch.bool, device=shape.device)[None]
             if self.visibility is PauseVisibility.readout:
                 assert self.readouts is not None
-                run = self._runs()
+                run = self.runs()
                 seen = seen | (self.readouts[:, :, None] & (run[:, :, None] == run[:, None, :]))
             allowed = allowed & (seen | (self.roles != Role.PAUSE.value)[:, None, :])
         if self.documents is not None:
             allowed = allowed & (self.documents[:, :, None] == self.documents[:, None, :])
         return allowed[:, None]
 
-    def _runs(self) -> Tensor:
+    def runs(self) -> Tensor:
         """int64 [B, T]: how many read-outs stand before a position of its document; its own read-out has as many."""
         assert self.readouts is not None
         marked = self.readouts.to(torch.int64)

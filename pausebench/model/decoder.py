@@ -18,12 +18,16 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask
 from torch.utils.checkpoint import checkpoint
 
 from pausebench.groups import ModelConfig
 from pausebench.model.attention import AttentionMask, Documents, attend, attend_documents, take_apart
 from pausebench.model.cache import KeyValueCache
+from pausebench.model.flexible import attend_flexibly, block_mask
 from pausebench.model.flops import training_flops_per_token
+
+Allowed = Tensor | Documents | BlockMask | None
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": partial(F.gelu, approximate="tanh"),  # GPT-2's
@@ -92,24 +96,26 @@ class Block(nn.Module):
     def forward(
         self,
         x_BTD: Tensor,
-        allowed: Tensor | Documents | None,
+        allowed: Allowed,
         last: int,
         cache: KeyValueCache | None,
         slots: Tensor | None,
+        wanted: Tensor | None,
     ) -> Tensor:
-        """[B, T, D] -> [B, last, D]: every position is read, the last ones are computed."""
+        """[B, T, D] -> [B, last, D]: every position is read, the last ones are computed. [N, D] of them if N wanted."""
         if self.recomputed and torch.is_grad_enabled():
-            again: Tensor = checkpoint(self._compute, x_BTD, allowed, last, cache, slots, use_reentrant=False)
+            again: Tensor = checkpoint(self._compute, x_BTD, allowed, last, cache, slots, wanted, use_reentrant=False)
             return again
-        return self._compute(x_BTD, allowed, last, cache, slots)
+        return self._compute(x_BTD, allowed, last, cache, slots, wanted)
 
     def _compute(
         self,
         x_BTD: Tensor,
-        allowed: Tensor | Documents | None,
+        allowed: Allowed,
         last: int,
         cache: KeyValueCache | None,
         slots: Tensor | None,
+        wanted: Tensor | None,
     ) -> Tensor:
         T, D = x_BTD.shape[1:]
         norm, (weight, bias) = self.norm_attention.operands(), self.qkv.operands()
@@ -119,7 +125,7 @@ class Block(nn.Module):
             k, v = self.attention_inputs(x_BTD, norm, (weight[D:], bias[D:])).chunk(2, dim=2)
             x_BTD = x_BTD[:, -last:]
             q = self.attention_inputs(x_BTD, norm, (weight[:D], bias[:D]))
-            assert not isinstance(allowed, Documents)
+            assert not isinstance(allowed, Documents | BlockMask)
             allowed = None if allowed is None else allowed[:, :, -last:]
         if cache is not None and slots is None:
             cache.fill(self.layer, k, v)
@@ -128,8 +134,12 @@ class Block(nn.Module):
             attended = cache.attend(self.layer, q, k, v, slots, allowed)
         elif isinstance(allowed, Documents):
             attended = attend_documents(q, k, v, self.n_heads, allowed)
+        elif isinstance(allowed, BlockMask):
+            attended = attend_flexibly(q, k, v, self.n_heads, allowed)
         else:
             attended = attend(q, k, v, self.n_heads, allowed)
+        if wanted is not None:
+            x_BTD, attended = (part.flatten(0, 1).index_select(0, wanted) for part in (x_BTD, attended))
         return self.after_attention(
             x_BTD,
             attended,
@@ -152,6 +162,7 @@ class Decoder(nn.Module):
         self.position_embedding = nn.Embedding(config.max_positions, config.d_model)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
         self.norm_out = nn.LayerNorm(config.d_model)
+        self.flexible = False  # whether masks go through FlexAttention
         self._lowered: torch.dtype | None = None
         self._low_head: Tensor | None = None
 
@@ -164,8 +175,9 @@ class Decoder(nn.Module):
         decoding: Tensor | None = None,
         slots: Tensor | None = None,
         last: int | None = None,
+        wanted: Tensor | None = None,
     ) -> Tensor:
-        """Hidden states [B, last, D] after the final norm.
+        """Hidden states [B, last, D] after the final norm, or [N, D] of those wanted.
 
         Args:
             mask: None is plain causal.
@@ -175,6 +187,7 @@ class Decoder(nn.Module):
                 (``attention.decoding_mask``); then positions_BT says where they stand.
             slots: int64 [B, T], the cache slots that take the new tokens (None: those numbered as their positions).
             last: how many of the last positions are wanted (None: all T); the last block computes no others.
+            wanted: int64 [N], numbers of flattened [B, last] positions (None: all); nor does its MLP compute others.
         """
         assert decoding is None or positions_BT is not None
         x_BTD = self.token_embedding(input_ids_BT)
@@ -182,15 +195,17 @@ class Decoder(nn.Module):
             x_BTD = x_BTD + self.position_embedding.weight[: input_ids_BT.shape[1]]
         else:
             x_BTD = x_BTD + self.position_embedding(positions_BT)
-        allowed: Tensor | Documents | None = decoding
-        if mask is not None:
+        allowed: Allowed = decoding
+        if mask is not None and self.flexible and last in (None, input_ids_BT.shape[1]) and not mask.is_causal:
+            allowed = block_mask(mask)
+        elif mask is not None:
             allowed = mask.dense() if mask.documents is None else take_apart(mask)
         if decoding is not None and slots is None:
             slots = positions_BT
         T = input_ids_BT.shape[1]
         for block in self.blocks:
-            wanted = T if last is None or block is not self.blocks[-1] else last
-            x_BTD = block(x_BTD, allowed, wanted, cache, slots)
+            is_last = block is self.blocks[-1]
+            x_BTD = block(x_BTD, allowed, last or T if is_last else T, cache, slots, wanted if is_last else None)
         hidden: Tensor = self.norm_out(x_BTD)
         return hidden
 

@@ -1,6 +1,7 @@
 """torch.compile where it pays: what a block does position by position, and the loss over the vocabulary.
 
-Attention stays outside, so that one compiled code serves every layer and every mask. Row lengths that change become
+Attention stays outside, so that one compiled code serves every layer and every mask; on CUDA masks have a kernel of
+their own (``model.flexible``). Row lengths that change become
 symbols with the second one seen. Compiled code is cached on disk by torch (TORCHINDUCTOR_CACHE_DIR).
 
 Invariant: a compiled run rounds differently from one that is not, and in nothing else.
@@ -15,8 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pausebench.groups import Compile
+from pausebench.groups import AttentionKind, Compile
 from pausebench.model import decoder
+from pausebench.model.attention import AttentionMask
+from pausebench.model.flexible import attend_flexibly, block_mask
 from pausebench.training.loss import Objective
 
 # FLOPs of training from which compiling pays with ``compile=auto``. It takes half a minute. What it saves was measured
@@ -36,14 +39,19 @@ def compile_objective(
     try:
         _try(objective.device)
     except Exception as error:  # whatever Dynamo, Inductor and a compiler raise
-        reason = (str(error).splitlines() or [""])[0]
-        say(f"torch.compile does not work here ({type(error).__name__}: {reason}); training goes on without it")
+        say(f"torch.compile does not work here ({_reason(error)}); training goes on without it")
         return False
     for block in objective.model.blocks:
         assert isinstance(block, decoder.Block)
         block.attention_inputs = _by_position(decoder.attention_inputs)
         block.after_attention = _by_position(decoder.after_attention)
     objective.to_gradient = _loss_to_gradient_()
+    if objective.device.type == "cuda":
+        try:
+            _try_flexible(objective.device)
+            objective.model.flexible = True
+        except Exception as error:
+            say(f"FlexAttention does not work here ({_reason(error)}); masks go through torch's fused attention")
     return True
 
 
@@ -51,6 +59,17 @@ def _try(device: torch.device) -> None:
     """Compile something small, so that a failure is seen before the run's own graphs."""
     compiled = torch.compile(torch.nn.functional.gelu)
     compiled(torch.ones(16, device=device))
+
+
+def _try_flexible(device: torch.device) -> None:
+    """The same for FlexAttention, forward and backward, in the arithmetic of training."""
+    roles = torch.zeros(1, 256, dtype=torch.int8, device=device)
+    x = torch.ones(1, 256, 64, dtype=torch.bfloat16, device=device, requires_grad=True)
+    attend_flexibly(x, x, x, 1, block_mask(AttentionMask(AttentionKind.bidirectional, roles))).sum().backward()
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
 @lru_cache(maxsize=8)
@@ -62,7 +81,7 @@ def _by_position(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
         if not torch.is_grad_enabled():
             return function(*given)
         shape = given[0].shape[:-1]
-        flat = [item.flatten(0, 1) if isinstance(item, Tensor) else item for item in given]
+        flat = [item.flatten(0, -2) if isinstance(item, Tensor) else item for item in given]
         return compiled(*flat).view(*shape, -1)
 
     return by_position

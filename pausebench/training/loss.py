@@ -43,9 +43,12 @@ def summed_loss(model: Decoder, batch: Batch, device: torch.device, to_gradient:
     labels = batch.labels[:, -batch.last :].flatten()
     supervised = (labels != IGNORE_INDEX).nonzero()[:, 0]  # found on the CPU: no device is waited for
     positions = None if batch.positions is None else batch.positions.to(device)
-    hidden = model(batch.input_ids.to(device), batch.mask.to(device), positions, last=batch.last).flatten(0, 1)
-    if len(supervised) < len(labels):
-        hidden, labels = hidden.index_select(0, supervised.to(device)), labels[supervised]
+    chosen = None if len(supervised) == len(labels) else supervised.to(device)
+    few = chosen if len(supervised) < len(labels) / 2 else None  # to pick them inside costs the gradient a scatter more
+    hidden = model(batch.input_ids.to(device), batch.mask.to(device), positions, last=batch.last, wanted=few)
+    if few is None:
+        hidden = hidden.flatten(0, 1) if chosen is None else hidden.flatten(0, 1).index_select(0, chosen)
+    labels = labels if chosen is None else labels[supervised]
     return summed_cross_entropy(hidden, model.token_embedding.weight, labels.to(device), model.head(), to_gradient)
 
 
@@ -105,8 +108,11 @@ def loss_to_gradient_(logits: Tensor, labels: Tensor) -> Tensor:
     total = torch.zeros((), device=logits.device)
     size = max(1, FLOAT32_LOGITS[logits.device.type] // logits.shape[1])
     for begin in range(0, len(logits), size):
-        rows, label = logits[begin : begin + size], labels[begin : begin + size, None]
+        rows, label = logits[begin : begin + size], labels[begin : begin + size]
         log_probabilities = rows.float().log_softmax(dim=1)
-        total -= log_probabilities.gather(1, label).sum()
-        rows.copy_(log_probabilities.exp_().scatter_add_(1, label, torch.full_like(label, -1, dtype=torch.float32)))
+        right = torch.arange(len(rows), device=rows.device), label
+        total -= log_probabilities[right].sum()
+        gradient = log_probabilities.exp_()
+        gradient[right] -= 1
+        rows.copy_(gradient)
     return total

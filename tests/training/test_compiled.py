@@ -13,7 +13,7 @@ from torch import Tensor
 from pausebench.data.batch import Batch
 from pausebench.data.batches import EncodedExamples, RowLayout
 from pausebench.groups import AttentionKind, Compile, PauseVisibility, Placement
-from pausebench.model import attention, blockwise
+from pausebench.model import attention, blockwise, flexible
 from pausebench.model.attention import AttentionMask
 from pausebench.model.decoder import Decoder
 from pausebench.training import compiled, loss
@@ -203,6 +203,35 @@ def test_validation_makes_no_gradient_of_the_head(
     with torch.no_grad():
         summed_loss(model, rows(), CPU)
     assert not products
+
+
+# Positions without a loss
+
+
+@pytest.mark.parametrize("batch", BATCHES.values(), ids=BATCHES)
+def test_states_that_nobody_wants_change_nothing(make_decoder: Callable[..., Decoder], batch: Batch) -> None:
+    model = make_decoder(V, d_model=64, n_heads=4)
+    whole = model(batch.input_ids, batch.mask, batch.positions).flatten(0, 1)
+    wanted = torch.tensor([0, 5, len(whole) - 1])
+    some = model(batch.input_ids, batch.mask, batch.positions, wanted=wanted)
+    torch.testing.assert_close(some, whole[wanted], rtol=1e-5, atol=1e-5)
+
+
+# FlexAttention
+
+
+@pytest.mark.parametrize("batch", [batch for name, batch in BATCHES.items() if "packed" in name])
+def test_flexattention_sees_what_the_dense_mask_allows(make_decoder: Callable[..., Decoder], batch: Batch) -> None:
+    dense = batch.mask.dense()
+    assert dense is not None
+    B, _, T, _ = dense.shape
+    b, q, k = torch.meshgrid(torch.arange(B), torch.arange(T), torch.arange(T), indexing="ij")
+    assert torch.equal(flexible.sees(batch.mask)(b, b, q, k), dense[:, 0])
+    model = make_decoder(V, d_model=64, n_heads=4)
+    expected = summed_loss(model, batch, CPU)
+    model.flexible = True
+    found = summed_loss(model, batch, CPU)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
 
 
 # torch.compile
