@@ -43,7 +43,8 @@ def summed_loss(model: Decoder, batch: Batch, device: torch.device, to_gradient:
     labels = batch.labels[:, -batch.last :].flatten()
     supervised = (labels != IGNORE_INDEX).nonzero()[:, 0]  # found on the CPU: no device is waited for
     positions = None if batch.positions is None else batch.positions.to(device)
-    hidden = model(batch.input_ids.to(device), batch.mask.to(device), positions, last=batch.last).flatten(0, 1)
+    hidden = model(batch.input_ids.to(device), batch.mask.to(device), positions, last=batch.last)
+    hidden = hidden.flatten(0, 1).to(model.arithmetic)  # here, so that nobody holds float32 states beside the logits
     if len(supervised) < len(labels):
         hidden, labels = hidden.index_select(0, supervised.to(device)), labels[supervised]
     return summed_cross_entropy(hidden, model.token_embedding.weight, labels.to(device), model.head(), to_gradient)
@@ -108,4 +109,5 @@ def loss_to_gradient_(logits: Tensor, labels: Tensor) -> Tensor:
         log_probabilities = rows.float().log_softmax(dim=1)
         total -= log_probabilities.gather(1, label).sum()
         rows.copy_(log_probabilities.exp_().scatter_add_(1, label, torch.full_like(label, -1, dtype=torch.float32)))
+        del log_probabilities  # before the next ones are made
     return total
