@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -36,6 +37,29 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+class InPlaceOf(torch.autograd.Function):
+    """``low``, a copy of ``weight`` that was made before; its gradient goes to the weight."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, low: Tensor) -> Tensor:
+        ctx.dtype = weight.dtype
+        return low.detach()
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
+        return upstream.to(ctx.dtype), None
+
+
+def in_place_of(weight: Tensor, low: Tensor) -> Tensor:
+    """``low``, whose gradient is cast and summed as soon as it is there.
+
+    Autograd takes what was recorded first last: casts at the head of a step would hold all gradients in low precision
+    until the end of each backward pass, and ranks could share none before.
+    """
+    instead: Tensor = InPlaceOf.apply(weight, low)  # type: ignore[no-untyped-call]
+    return instead
+
+
 class Linear(nn.Linear):
     """A linear layer that computes in the dtype of ``low``, copies of weight and bias, while it has them."""
 
@@ -43,14 +67,20 @@ class Linear(nn.Linear):
 
     def operands(self) -> tuple[Tensor, Tensor]:
         """Weight and bias in the dtype of the arithmetic."""
-        return (self.weight, self.bias) if self.low is None else self.low
+        if self.low is None:
+            return self.weight, self.bias
+        weight, bias = self.low
+        return in_place_of(self.weight, weight), in_place_of(self.bias, bias)
 
 
 class Norm(nn.LayerNorm):
-    """A layer norm in the dtype of its weights, whatever the arithmetic of the products around it."""
+    """The weights of a layer norm, which a block applies in their own dtype, whatever that of the products around it.
 
-    def operands(self) -> tuple[Tensor, Tensor]:
-        """Weight and bias; sharded models gather them here (``parallel.Ranks.distribute``)."""
+    Calling it is what gathers them where they are sharded (``parallel.Ranks.distribute``).
+    """
+
+    def forward(self) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        """Weight and bias."""
         return self.weight, self.bias
 
 
@@ -118,7 +148,7 @@ class Block(nn.Module):
         wanted: Tensor | None,
     ) -> Tensor:
         T, D = x_BTD.shape[1:]
-        norm, (weight, bias) = self.norm_attention.operands(), self.qkv.operands()
+        norm, (weight, bias) = self.norm_attention(), self.qkv.operands()
         if last == T:
             q, k, v = self.attention_inputs(x_BTD, norm, (weight, bias)).chunk(3, dim=2)
         else:
@@ -144,7 +174,7 @@ class Block(nn.Module):
             x_BTD,
             attended,
             self.attention_out.operands(),
-            self.norm_mlp.operands(),
+            self.norm_mlp(),
             self.mlp_in.operands(),
             self.mlp_out.operands(),
             self.activation,
@@ -163,6 +193,7 @@ class Decoder(nn.Module):
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
         self.norm_out = nn.LayerNorm(config.d_model)
         self.flexible = False  # whether masks go through FlexAttention
+        self.sharded = False  # whether weights are gathered, and cast there (``parallel.Ranks.distribute``)
         self._lowered: torch.dtype | None = None
         self._low_head: Tensor | None = None
 
@@ -255,10 +286,11 @@ class Decoder(nn.Module):
         linears = [module for module in self.modules() if isinstance(module, Linear)]
         self._lowered = dtype
         try:
-            if type(self.token_embedding.weight) is nn.Parameter:
-                self._low_head = self.token_embedding.weight.to(dtype)
-                for linear in linears:
-                    linear.low = linear.weight.to(dtype), linear.bias.to(dtype)
+            if not self.sharded:
+                with torch.no_grad():
+                    self._low_head = self.token_embedding.weight.to(dtype)
+                    for linear in linears:
+                        linear.low = linear.weight.to(dtype), linear.bias.to(dtype)
             yield
         finally:
             self._lowered = self._low_head = None
@@ -267,7 +299,8 @@ class Decoder(nn.Module):
 
     def head(self) -> Tensor:
         """[V, D]: the tied embedding in the dtype of the arithmetic."""
-        return self.token_embedding.weight.to(self.arithmetic) if self._low_head is None else self._low_head
+        weight = self.token_embedding.weight
+        return weight.to(self.arithmetic) if self._low_head is None else in_place_of(weight, self._low_head)
 
     def recompute_blocks(self) -> None:
         """Activation checkpointing: training keeps each block's input alone and computes the rest a second time."""

@@ -1,8 +1,8 @@
 """Bytes of device memory that a training step needs, from the decoder's shape alone: nothing here imports torch.
 
 What is counted is what the trainer holds: weights, gradients and AdamW's moments in float32, the tensors that autograd
-keeps, and what lives for a moment around them. Rows are causal and go through fused attention, which
-keeps no T x T scores.
+keeps, and what lives for a moment around them. Rows are causal and go through fused attention, which keeps no T x T
+scores.
 
 Not counted: the CUDA context, NCCL's buffers, cuBLAS's workspaces, what the caching allocator loses to fragmentation,
 the batches, and, where some positions have no loss, the copy of the hidden states that have one.
@@ -26,8 +26,9 @@ class StepMemory:
     """Bytes on one device at the fullest moment of a step.
 
     weights, gradients, optimizer: held from step to step. compute_weights: held beside them from forward to backward,
-    bf16 copies (ddp) or the gathered embeddings (fsdp). activations: kept for the backward pass. working: all else at
-    that moment: logits, gradients on their way, blocks that are gathered or recomputed.
+    bf16 copies (ddp) or the gathered embeddings and norms (fsdp). activations: kept for the backward pass. working: all
+    else at that moment: logits, gradients on their way, blocks that are gathered or recomputed. Where the fullest
+    moment is the last one, of the embeddings' gradient, what it holds in the place of activations counts as those.
     """
 
     weights: float
@@ -62,7 +63,7 @@ def step_memory(
 
     micro_batch_size: rows on one device. ddp: everything whole on each device, gradients being views of the buckets.
     fsdp: a share of weights, gradients and moments; blocks are gathered in the arithmetic of the forward pass, one
-    ahead of its use, embeddings and final norm in float32 from forward to backward; gradients are reduced in float32
+    ahead of its use, embeddings and norms in float32 from forward to backward; gradients are reduced in float32
     after each micro-batch. activation_checkpointing: of a block only its input is kept.
     """
     d, m, V, L = model.d_model, model.d_mlp, vocab_size, model.n_layers
@@ -74,35 +75,36 @@ def step_memory(
 
     block_weights = 4 * d * d + 2 * d * m + 9 * d + m
     head = V * d
-    copies = element * (block_weights - 4 * d) if bf16 and not sharded else 0  # of one block, whose norms stay float32
-    gathered = FLOAT32 * (V + model.max_positions + 2) * d if sharded else 0
-    compute_weights = gathered if sharded else L * copies + (element * head if bf16 else 0)
+    compute_weights = element * (L * (block_weights - 4 * d) + head) if bf16 else 0  # norms stay float32
+    if sharded:
+        compute_weights = FLOAT32 * (V + model.max_positions + 2 + 4 * L) * d
 
     stream = N * FLOAT32 * d  # float32 [N, d], as blocks hand it on
     block = N * block_activations(model, precision)
-    activations = L * (stream if activation_checkpointing else block) + 2 * stream
-    kept = compute_weights + activations
+    activations = L * (stream if activation_checkpointing else block) + stream  # and the input of the final norm
 
-    last_block = N * (5 * element * d + 2 * element * m + 2 * FLOAT32 * d) if activation_checkpointing else 0
-    low = N * element * d if bf16 else 0  # states in the arithmetic of the products
-    loss = (element if sharded and bf16 else 0) * head + low
+    states = N * element * d  # hidden states in the arithmetic of the products, or their gradient
     if N * V <= CHUNK_LOGITS // 2:
-        loss += (element + 2 * FLOAT32 if bf16 else 2 * FLOAT32) * N * V
+        loss = max(
+            states + 3 * FLOAT32 * N * V,
+            2 * states + element * (N * V + head),
+            states + (element + FLOAT32) * head if bf16 else 0,
+        )
     else:
-        chunk = _chunk(N, V) * V
-        loss += element * chunk + FLOAT32 * head + N * element * d + 2 * FLOAT32 * min(chunk, FLOAT32_LOGITS // V * V)
-    block_backward = kept + N * element * m + low - stream + FLOAT32 * head
+        chunk = _chunk(N, V)
+        normalised = (2 if bf16 else 1) * FLOAT32 * min(chunk, FLOAT32_LOGITS // V) * V
+        loss = 2 * states + FLOAT32 * head + element * chunk * V + normalised
+    if sharded and bf16:
+        loss += element * head
+    # The stream's gradient has the place of the last block's output, and the head's waits for that of the embeddings.
+    block_backward = FLOAT32 * head + (states if bf16 else 0) + element * (N * m + d * m)
     if activation_checkpointing:
         block_backward += block - stream
     if sharded:
         block_backward += (2 * element + FLOAT32) * block_weights
-    fullest = max(
-        kept + last_block - 2 * stream,
-        kept + loss,
-        block_backward,
-        compute_weights + FLOAT32 * ((3 * V + model.max_positions) * d + (block_weights if sharded else 0)) + stream,
-    )
-    return StepMemory(share, share, 2 * share, compute_weights, activations, fullest - kept)
+    embeddings = 3 * FLOAT32 * head + (FLOAT32 * (model.max_positions * d + block_weights) if sharded else 0)
+    working = max(loss, block_backward, embeddings - activations)
+    return StepMemory(share, share, 2 * share, compute_weights, activations, working)
 
 
 def _chunk(N: int, V: int) -> int:

@@ -46,6 +46,7 @@ def summed_loss(model: Decoder, batch: Batch, device: torch.device, to_gradient:
     chosen = None if len(supervised) == len(labels) else supervised.to(device)
     few = chosen if len(supervised) < len(labels) / 2 else None  # to pick them inside costs the gradient a scatter more
     hidden = model(batch.input_ids.to(device), batch.mask.to(device), positions, last=batch.last, wanted=few)
+    hidden = hidden.to(model.arithmetic)  # here, so that nobody holds float32 states beside the logits
     if few is None:
         hidden = hidden.flatten(0, 1) if chosen is None else hidden.flatten(0, 1).index_select(0, chosen)
     labels = labels if chosen is None else labels[supervised]
@@ -115,4 +116,5 @@ def loss_to_gradient_(logits: Tensor, labels: Tensor) -> Tensor:
         gradient = log_probabilities.exp_()
         gradient[right] -= 1
         rows.copy_(gradient)
+        del log_probabilities, gradient  # before the next ones are made
     return total

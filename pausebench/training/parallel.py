@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -30,7 +30,7 @@ from pausebench.model.decoder import Block, Decoder
 from pausebench.training.heartbeat import Heartbeat
 
 if TYPE_CHECKING:
-    from torch.distributed.tensor import DTensor
+    pass
 
 
 @dataclass(frozen=True)
@@ -92,11 +92,11 @@ class Ranks:
     def distribute(self, model: Decoder, precision: Precision, device: torch.device) -> None:
         """fsdp: give a model on the meta device its share of memory here, one FSDP2 unit a block and one for the rest.
 
-        Matrices are gathered in the arithmetic of training, norms and embeddings in float32, as one process reads
-        them; gradients are reduced in float32. The root stays gathered between forward and backward, because
+        Matrices are gathered in the arithmetic of training, norms and embeddings in float32, as they are read on
+        one process; gradients are reduced in float32. The root stays gathered between forward and backward, because
         the loss reads the tied embedding there.
         """
-        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
         full = MixedPrecisionPolicy(cast_forward_inputs=False)
         low = torch.bfloat16 if precision is Precision.bf16 else None
@@ -104,11 +104,12 @@ class Ranks:
         for block in model.blocks:
             assert isinstance(block, Block)
             norms: list[nn.Module] = [block.norm_attention, block.norm_mlp]
-            fully_shard(norms, mp_policy=full, reshard_after_forward=False)  # a few kilobytes
             for norm in norms:
-                register_fsdp_forward_method(norm, "operands")
+                norm.register_forward_hook(_copied)
+            fully_shard(norms, mp_policy=full, reshard_after_forward=False)  # the block reads them after their calls
             fully_shard(block, mp_policy=policy)
         fully_shard(model, mp_policy=full)
+        model.sharded = True
         model.to_empty(device=device)
 
     def wrap(self, objective: nn.Module) -> nn.Module:
@@ -132,6 +133,12 @@ def is_share(tensor: Tensor) -> TypeGuard[DTensor]:
     Asked by the method that only those have: their class takes half as long to import as torch itself.
     """
     return hasattr(tensor, "full_tensor")
+
+
+def _copied(module: nn.Module, given: object, weights: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """A forward hook for modules that return their weights: FSDP puts a hook on what a unit returns, and on a weight,
+    which outlives the step, these would add up."""
+    return tuple(weight.clone() for weight in weights)
 
 
 def fill(target: Tensor, full: Tensor) -> None:

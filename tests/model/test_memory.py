@@ -18,7 +18,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
 from torch.distributed._tools.mem_tracker import MemTracker
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.profiler import ProfilerActivity, profile
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
@@ -29,6 +29,7 @@ from pausebench.model.memory import block_activations, step_memory
 from pausebench.training import loss
 from pausebench.training.loss import summed_cross_entropy
 from pausebench.training.optim import build_optimizer
+from pausebench.training.parallel import Ranks, fill
 
 V = 50_258  # GPT-2's tokens and <pause>
 MODELS = {
@@ -54,7 +55,7 @@ def lowered(model: Decoder, precision: Precision) -> AbstractContextManager[obje
 def micro_batch(model: Decoder, ids: Tensor, precision: Precision = Precision.bf16) -> None:
     """Forward and backward as the trainer does them; every position predicts."""
     with lowered(model, precision):
-        hidden = model(ids).flatten(0, 1)
+        hidden = model(ids).flatten(0, 1).to(model.arithmetic)
         total = summed_cross_entropy(hidden, model.token_embedding.weight, ids.flatten(), model.head())
         del hidden
         total.backward()
@@ -185,10 +186,9 @@ def test_the_peak_of_a_share_of_the_model_is_within_2_percent_of_torchs(
         for block in model.blocks:
             norms = [block.norm_attention, block.norm_mlp]  # as ``Ranks.distribute`` does
             fully_shard(norms, mesh=mesh, reshard_after_forward=False)
-            for norm in norms:
-                register_fsdp_forward_method(norm, "operands")
             fully_shard(block, mesh=mesh, mp_policy=bf16)
         fully_shard(model, mesh=mesh, reshard_after_forward=False)
+        model.sharded = True
         ids = torch.zeros(rows, length, dtype=torch.int64)
         tracker = FSDPMemTracker(model)
         tracker.track_inputs((ids,))
@@ -202,6 +202,36 @@ def test_the_peak_of_a_share_of_the_model_is_within_2_percent_of_torchs(
     )
     print(f"{name}, {rows} x {length}: {(expected.total - expected.optimizer) / seen - 1:+.2%}")
     assert expected.total - expected.optimizer == pytest.approx(seen, rel=0.02)
+
+
+def test_sharded_steps_and_validations_leave_no_hooks_on_weights(eight_devices: None) -> None:
+    """FSDP puts one on what a unit returns, and a norm returns its weights."""
+    with torch.device("meta"):
+        model = Decoder(MODELS["narrow"], 104)
+    Ranks().distribute(model, Precision.bf16, torch.device("cpu"))
+    model.initialize(0, fill)
+    ids = torch.zeros(2, 64, dtype=torch.int64)
+    for _ in range(2):
+        micro_batch(model, ids)
+        with torch.no_grad(), model.lowered(torch.bfloat16):
+            model(ids)
+    units = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    groups = [group for unit in units if (group := unit._get_fsdp_state()._fsdp_param_group) is not None]
+    weights = [parameter.unsharded_param for group in groups for parameter in group.fsdp_params]
+    assert len(weights) > len(list(model.blocks[0].parameters()))
+    assert not any(weight._backward_hooks for weight in weights)
+
+
+def test_a_block_hands_its_gradients_over_before_the_block_below_begins() -> None:
+    """Or all of them would be held in bf16 until the end, and ranks could share none before."""
+    model = Decoder(MODELS["narrow"], 100)
+    arrived: list[str] = []
+    for name, parameter in model.named_parameters():
+        parameter.register_post_accumulate_grad_hook(lambda _, name=name: arrived.append(name))
+    micro_batch(model, torch.zeros(2, 64, dtype=torch.int64))
+    blocks = [name.split(".")[1] for name in arrived if name.startswith("blocks.")]
+    assert blocks == sorted(blocks, reverse=True)
+    assert len(blocks) == sum(1 for _ in model.blocks.parameters())
 
 
 @pytest.mark.parametrize(
