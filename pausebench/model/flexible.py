@@ -63,8 +63,8 @@ def sees(mask: AttentionMask) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tens
 
 def attend_flexibly(q: Tensor, k: Tensor, v: Tensor, n_heads: int, mask: BlockMask) -> Tensor:
     """``attention.attend``: [B, T, D] each -> [B, T, D]."""
-    attention: Callable[..., Tensor] = _compiled(flex_attention) if q.is_cuda else flex_attention
-    out = attention(*(split_heads(part, n_heads) for part in (q, k, v)), block_mask=mask)
+    attention: Any = _compiled(flex_attention) if q.is_cuda else flex_attention
+    out: Tensor = attention(*(split_heads(part, n_heads) for part in (q, k, v)), block_mask=mask)
     return merge_heads(out)
 
 

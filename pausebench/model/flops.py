@@ -60,9 +60,12 @@ def finetuning_flops(
 ) -> float:
     """Forward and backward for one row: prefix (pauses included), cue, and an answer of which each token is predicted.
 
-    The last token is a label only. The head is applied where there is a loss; backward costs twice the forward.
+    The last token is a label only. Head and last block's MLP are computed where there is a loss; backward costs twice
+    the forward.
     """
-    return 3 * inference_flops(model, vocab_size, prefix, answer, kind, cue)
+    unread, d = prefix + cue - 1, model.d_model
+    spared = 2 * (d * d + 2 * d * model.d_mlp) * unread  # of the last block: what follows attention
+    return 3 * (inference_flops(model, vocab_size, prefix, answer, kind, cue) - spared)
 
 
 def inference_flops(

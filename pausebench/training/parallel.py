@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 import torch.distributed as dist
@@ -30,7 +30,7 @@ from pausebench.model.decoder import Block, Decoder
 from pausebench.training.heartbeat import Heartbeat
 
 if TYPE_CHECKING:
-    pass
+    from torch.distributed.tensor import DTensor
 
 
 @dataclass(frozen=True)
