@@ -37,9 +37,8 @@ def main() -> None:
         injecting = time.perf_counter() - began
         batch = Batch(input_ids, labels, AttentionMask(AttentionKind.causal), LENGTH)
         began = time.perf_counter()
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = summed_loss(model, batch.rows(0, 1), torch.device("cpu"))
-        loss.backward()
+        with model.lowered(torch.bfloat16):
+            summed_loss(model, batch.rows(0, 1), torch.device("cpu")).backward()
         stepping = ROWS * (time.perf_counter() - began)
         model.zero_grad()
         shares.append(injecting / stepping)

@@ -46,9 +46,9 @@ def one_step(model: Decoder, batch: Batch, piecewise: bool) -> tuple[float, floa
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(1, TRAIN)
     began = time.perf_counter()
-    with torch.autocast("cpu", torch.bfloat16):
+    with model.lowered(torch.bfloat16):
         loss = summed_loss(model, batch, torch.device("cpu")) / batch.supervised
-    loss.backward()
+        loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), TRAIN.clip)
     if piecewise:
         gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
