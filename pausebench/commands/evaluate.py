@@ -54,11 +54,14 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     progress = Progress(run_path.name, 0, config.quiet)
     say_skipped(rows, progress)
     todo = [m for m in counts if folders[m].result is None]
+    if config.profile and not todo:
+        progress.nothing_to_profile("another mt=, or another limit= of rows")
     if todo:  # torch takes seconds to import, and what is already scored does not need it
         from pausebench.evaluation.evaluator import Evaluator
         from pausebench.model.decoder import Decoder
         from pausebench.training import checkpoint
         from pausebench.training.device import choose_device, cpu_threads
+        from pausebench.training.profiler import Profiler
 
         layout = evaluated_layout(config, finetuned, tokenizer)
         device = choose_device(config.device)
@@ -77,7 +80,8 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
             )
             for m in todo:
                 with folders[m].locked():
-                    result, predictions = evaluator.evaluate(layout, m)
+                    with Profiler(folders[m].path, config.profile, progress, evaluator.model).over():
+                        result, predictions = evaluator.evaluate(layout, m)
                     world = finetuned.world
                     about = {
                         "task": task.name,

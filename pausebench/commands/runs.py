@@ -326,6 +326,7 @@ def train(
         tracker=tracker,
         progress=progress,
         ranks=ranks,
+        profile=config.profile,
     )
     with tracker:
         result = trainer.train()
