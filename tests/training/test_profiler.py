@@ -185,7 +185,7 @@ STEP = (
             "decoder",
             1,
             7,
-            event("BlockwiseAttention", 2, 4, event("aten::bmm", 2, 3)),
+            event("BlockwiseAttention", 2, 4, event("aten::mm", 2, 3)),
             event("aten::linear", 4, 6, event("aten::addmm", 4, 6, node=5), node=5),
         ),
         event("aten::linear", 7, 9, event("aten::t", 7, 7, node=8), event("aten::mm", 7, 9, node=9), node=8),
