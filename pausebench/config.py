@@ -103,6 +103,9 @@ class EvaluateConfig(RunConfig):
     allow_changed: bool = option(
         False, "score a run whose data fingerprint is another than in its manifest", identity=Identity.never
     )
+    profile: bool = option(
+        False, "write where the time of a few passes goes to profile/ in the run's folder", identity=Identity.never
+    )
     tracking: TrackingConfig = option(MISSING, "group: W&B", identity=Identity.never)
 
     def __post_init__(self) -> None:

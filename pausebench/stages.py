@@ -134,6 +134,9 @@ class PretrainConfig(TrainingConfig):
         Parallel.ddp, "several processes (torchrun, srun): ddp, or fsdp to share weights too", identity=Identity.never
     )
     train: TrainConfig = option(TrainConfig, "the optimisation")
+    profile: bool = option(
+        False, "write where the time of a few steps goes to profile/ in the run's folder", identity=Identity.never
+    )
     tracking: TrackingConfig = option(MISSING, "group: W&B", identity=Identity.never)
 
     def __post_init__(self) -> None:
@@ -226,6 +229,9 @@ class FinetuneConfig(TrainingConfig):
         Parallel.ddp, "several processes (torchrun, srun): ddp, or fsdp to share weights too", identity=Identity.never
     )
     train: TrainConfig = option(TrainConfig, "the optimisation")
+    profile: bool = option(
+        False, "write where the time of a few steps goes to profile/ in the run's folder", identity=Identity.never
+    )
     tracking: TrackingConfig = option(MISSING, "group: W&B", identity=Identity.never)
 
     def __post_init__(self) -> None:

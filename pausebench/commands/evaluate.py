@@ -55,11 +55,14 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     progress = Progress(run_path.name, 0, config.quiet)
     say_skipped(rows, progress)
     todo = [m for m in counts if folders[m].result is None]
+    if config.profile and not todo:
+        progress.nothing_to_profile("another mt=, or another limit= of rows")
     if todo:  # torch takes seconds to import, and what is already scored does not need it
         from pausebench.evaluation.evaluator import Evaluator
         from pausebench.model.decoder import Decoder
         from pausebench.training import checkpoint
         from pausebench.training.device import choose_device, cpu_threads
+        from pausebench.training.profiler import Profiler
 
         layout = evaluated_layout(config, finetuned, tokenizer)
         device = choose_device(config.device)
@@ -77,9 +80,10 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
                 max_new_tokens=rows.longest_target(tokenizer) if isinstance(rows, DatasetRows) else None,
                 precision=config.precision,
             )
-            with ExitStack() as locks:
+            with ExitStack() as held:
                 for m in todo:
-                    locks.enter_context(folders[m].locked())
+                    held.enter_context(folders[m].locked())
+                held.enter_context(Profiler(folders[todo[0]].path, config.profile, progress, evaluator.model).over())
                 for m, result, predictions in evaluator.sweep(layout, todo, lambda: stop.reason() is not None):
                     world = finetuned.world
                     about = {

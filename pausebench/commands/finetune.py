@@ -31,7 +31,7 @@ def run(config: FinetuneConfig) -> dict[str, Any]:
         folder.check_fingerprint(rows.fingerprint(config.seed), config.data.allow_changed, "data.allow_changed=true")
         progress = runs.progress(folder, config)
         say_skipped(rows, progress)
-        return progress.already_done(folder)
+        return progress.already_done(folder, config.profile)
     return _train(folder, config, rows, tokenizer, parent)
 
 

@@ -25,7 +25,7 @@ def run(config: PretrainConfig) -> dict[str, Any]:
     if folder.result is not None:
         fingerprint, _ = open_text(config, open_tokenizer(config))
         folder.check_fingerprint(fingerprint, config.data.allow_changed, "data.allow_changed=true")
-        return runs.progress(folder, config).already_done(folder)
+        return runs.progress(folder, config).already_done(folder, config.profile)
     return _train(folder, config)
 
 

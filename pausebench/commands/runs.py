@@ -321,6 +321,7 @@ def build_trainer(
         tracker=tracker,
         progress=progress,
         ranks=ranks,
+        profile=config.profile,
     )
 
 

@@ -57,11 +57,16 @@ class Progress:
         """A line that stays, even in a quiet run: something the user has to know."""
         self._console.print(line, soft_wrap=True, markup=False)
 
-    def already_done(self, folder: RunFolder) -> dict[str, Any]:
+    def already_done(self, folder: RunFolder, profile: bool) -> dict[str, Any]:
         """Say that nothing is to do; what the command returns."""
         if not self.quiet:
             self.say(f"already done: {folder.path}")
+        if profile:
+            self.nothing_to_profile("another seed=, or another folder with runs=DIR")
         return {"names": [folder.name]}
+
+    def nothing_to_profile(self, fix: str) -> None:
+        self.say(f"profile=true: the run is done, and nothing is left to profile. Type {fix}.")
 
     def done(self, folder: RunFolder, result: dict[str, Any]) -> dict[str, Any]:
         """Say where the run stands; what the command returns."""

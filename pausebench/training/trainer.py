@@ -28,6 +28,7 @@ from pausebench.training.device import peak_flops
 from pausebench.training.loss import Objective, summed_loss
 from pausebench.training.optim import build_optimizer, learning_rate
 from pausebench.training.parallel import ALONE, Ranks, is_share
+from pausebench.training.profiler import Profiler
 from pausebench.training.progress import Progress
 from pausebench.training.tracking import Tracker
 
@@ -78,6 +79,7 @@ class Trainer:
         tracker: Tracker,
         progress: Progress,
         ranks: Ranks = ALONE,
+        profile: bool = False,
     ) -> None:
         self.model = model.to(device)
         self.batches = Prefetched(batches) if device.type == "cuda" else batches  # a CPU has no idle thread
@@ -93,6 +95,7 @@ class Trainer:
         objective = Objective(model, device)
         compile_objective(objective, config.compile, self._flops, progress.say)
         self._objective = ranks.wrap(objective)
+        self._profiler = Profiler(folder.path, profile and ranks.is_first, progress, self.model)
         self._unread: list[Taken] = []
         self._usual_norm = torch.zeros((), device=device)
 
@@ -109,10 +112,11 @@ class Trainer:
         if self.ranks.kind is Parallel.ddp:
             self._settle(first)
         began, began_tokens, flops = time.perf_counter(), self.position.tokens, 0.0
-        with self.progress:
+        with self.progress, self._profiler.over(self.config.steps - self.position.step):
             for step in range(self.position.step + 1, self.config.steps + 1):
                 self.ranks.at(step, "reading")
-                batch = self.batches.batch(step)
+                with self._profiler.range("data"):
+                    batch = self.batches.batch(step)
                 supervised, tokens, meaningful, work, stops = self.ranks.sum(
                     [
                         batch.supervised,
@@ -124,6 +128,7 @@ class Trainer:
                 )
                 self.ranks.at(step, "training")
                 self.optimize(step, batch, int(supervised))
+                self._profiler.step(tokens, work / peak)
                 self.position.step = step
                 self.position.tokens += int(tokens)
                 self.position.meaningful += int(meaningful)
@@ -204,17 +209,21 @@ class Trainer:
                 part = batch.rows(start, min(size, rows - start))
                 last = start + size >= rows
                 with nullcontext() if last else self.ranks.accumulating(self._objective):
-                    loss = self._objective(part) / supervised
-                    (loss * self.ranks.count).backward()  # ranks average their gradients; what is wanted is the sum
+                    with self._profiler.range("forward"):
+                        loss = self._objective(part) / supervised
+                    with self._profiler.range("backward"):
+                        (loss * self.ranks.count).backward()  # ranks average their gradients; the sum is wanted
                 total += loss.detach()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
+        with self._profiler.range("clipping"):
+            norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
         if is_share(norm):
             norm = norm.full_tensor()
         bad = self._bad(norm)
         if self.config.on_bad_step is OnBadStep.skip:
             self.optimizer.found_inf = bad.float()  # type: ignore[attr-defined]  # fused AdamW leaves all as it was
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        with self._profiler.range("optimizer"):
+            self.optimizer.step()
+            self.optimizer.zero_grad()
         self._unread.append(Taken(step, total, norm, bad, rate))
 
     def _bad(self, norm: Tensor) -> Tensor:
