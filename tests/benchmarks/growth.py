@@ -96,6 +96,7 @@ def in_a_child(axis: Axis, size: int) -> tuple[float, float]:
     reader, writer = os.pipe()
     if (child := os.fork()) == 0:
         try:
+            torch.set_num_threads(1)
             with tempfile.TemporaryDirectory() as folder:
                 run = axis.prepare(size, Path(folder))
                 Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
@@ -129,7 +130,6 @@ def exponent(sizes: Sequence[int], costs: Sequence[float]) -> float:
 
 
 def decoder() -> Decoder:
-    torch.set_num_threads(1)
     model = Decoder(MODEL, TOKENIZER.vocab_size)
     model.initialize(0)
     return model

@@ -80,3 +80,14 @@ def test_the_parts_are_tokenised_apart_and_text_ends_in_an_end_token(name: str) 
     assert [TOKENIZER.decode(list(turn)) for turn in encoded.history] == list(example.history)
     assert [TOKENIZER.decode(list(choice)) for choice in encoded.candidates] == [" yes", " no"]
     assert list(encoded.target) == [*TOKENIZER.encode(" yes"), TOKENIZER.end_id]
+
+
+def test_a_text_that_many_examples_share_is_tokenised_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[str] = []
+    real = ByteTokenizer.encode_lists
+    monkeypatch.setattr(ByteTokenizer, "encode_lists", lambda self, texts: given.extend(texts) or real(self, texts))
+    examples = [Example(f"Q{number}?", " yes", (" yes",), context="Once.\n") for number in range(3)]
+    encoded = encode(examples, TASKS["squad"], TOKENIZER)
+    assert sorted(given) == [" yes", "Once.\n", "Q0?", "Q1?", "Q2?"]
+    assert [TOKENIZER.decode(list(each.prefix)) for each in encoded] == [example.prefix for example in examples]
+    assert [len(each.target) for each in encoded] == [5, 5, 5], "one end token each"
