@@ -54,7 +54,7 @@ from pausebench.training.loss import summed_loss
 from pausebench.training.optim import build_optimizer
 
 MODEL = ModelConfig("small", 2, 2, 64, 256, 4096)
-SHORT_SECONDS = 1.0  # a run below it is repeated
+SHORT_SECONDS = 0.3  # a run below it is repeated
 TOKENIZER = ByteTokenizer()
 
 
