@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import pickle
 import re
 import sys
 import traceback
@@ -151,10 +152,10 @@ class HydraCells:
             config.hydra.job.name = command
         if _on_slurm(config):
             config.hydra.launcher.name = slurm.record(config.runs, config.hydra.launcher.name, names)
-        return _launch(self._hydra, command, config, cells)
+        return _launch(self._hydra.config_loader, command, config, cells)
 
 
-def _launch(hydra: Any, command: str, config: Any, cells: Sequence[Sequence[str]]) -> list[CellOutcome]:
+def _launch(loader: Any, command: str, config: Any, cells: Sequence[Sequence[str]]) -> list[CellOutcome]:
     """``Launcher.launch``, the call that Hydra's own sweepers make."""
     from hydra._internal.callbacks import Callbacks
     from hydra.core.plugins import Plugins
@@ -165,7 +166,7 @@ def _launch(hydra: Any, command: str, config: Any, cells: Sequence[Sequence[str]
         from pausebench.commands import slurm_jobs
 
         slurm_jobs.prepare(config.hydra.launcher.cpus_per_task)
-    context = HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks(config))
+    context = HydraContext(config_loader=loader, callbacks=Callbacks(config))
     launcher = Plugins.instance().instantiate_launcher(
         hydra_context=context, task_function=_Task(command), config=config
     )
@@ -245,10 +246,11 @@ def _sweep(command: str, overrides: list[str]) -> int:
             config = hydra.compose_config(command, overrides, RunMode.MULTIRUN, with_log_configuration=False)
             parsed = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
             cells = BasicSweeper.split_arguments(parsed, None)[0]
-        composer = HydraCells()
+        checked = _Checked(hydra.config_loader)
         for cell in cells:
-            composer.compose(command, cell)
-        outcomes = _launch(hydra, command, config, cells)
+            with _Translated(command, cell):
+                to_config(command, _without_hydra(checked.compose(config, cell)), cell)
+        outcomes = _launch(checked, command, config, cells)
     finally:
         GlobalHydra.instance().clear()
     failed = [(cell, outcome.error) for cell, outcome in zip(cells, outcomes, strict=True) if outcome.error]
@@ -258,6 +260,31 @@ def _sweep(command: str, overrides: list[str]) -> int:
     if any(isinstance(error, Interrupted) for _, error in failed):
         return 130
     return 1 if failed else 0
+
+
+class _Checked:
+    """What a launcher takes for Hydra's config loader: it hands out what the check of a sweep's cells composed.
+
+    Composing is most of what a cell costs that is already done. Workers get no copy and compose their own cells.
+    """
+
+    def __init__(self, loader: Any) -> None:
+        self._loader = loader
+        self._composed: dict[tuple[str, ...], bytes] = {}  # pickled, a config takes 20 kB
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_loader": self._loader, "_composed": {}}
+
+    def compose(self, master: Any, overrides: Sequence[str]) -> Any:
+        """The config of one cell, kept for the launcher."""
+        composed = self._loader.load_sweep_config(master, list(overrides))
+        self._composed[tuple(overrides)] = pickle.dumps(composed)
+        return composed
+
+    def load_sweep_config(self, master_config: Any, sweep_overrides: Sequence[str]) -> Any:
+        """The call that launchers make."""
+        kept = self._composed.pop(tuple(sweep_overrides), None)
+        return self._loader.load_sweep_config(master_config, sweep_overrides) if kept is None else pickle.loads(kept)
 
 
 def describe_error(error: Exception) -> str:

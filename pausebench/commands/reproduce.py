@@ -101,7 +101,7 @@ def dry_run(plan: Plan, config: ReproduceConfig) -> str:
     """The cells as commands to paste, with how many are done, running and to do."""
     lines = []
     for command, stage in plan.stages.items():
-        taken = [cell.name for cell in _taken(stage, config.runs)]
+        taken = {cell.name for cell in _taken(stage, config.runs)}
         states = Counter("done" if c.done() else "running" if c.name in taken else "to do" for c in stage)
         counts = ", ".join(f"{states[state]} {state}" for state in ("done", "running", "to do"))
         lines.append(f"# {command}: {len(stage)} cells ({counts})")
@@ -133,7 +133,8 @@ def _run_stage(
     while True:
         missing = [cell for cell in stage if not cell.done() and cell.name not in errors]
         elsewhere = _taken(missing, config.runs)
-        todo = [cell for cell in missing if cell not in elsewhere]
+        theirs = {cell.name for cell in elsewhere}
+        todo = [cell for cell in missing if cell.name not in theirs]
         if settled := {cell.name: unsettled.pop(cell.name) for cell in todo if cell.name in unsettled}:
             errors |= settled
             continue
@@ -158,8 +159,8 @@ def _run_stage(
                 culprits = [cell for cell in in_flight if breakdowns[cell.name] >= 2]
                 errors |= {cell.name: RunFailed(f"its worker died twice ({error})") for cell in culprits}
                 if not in_flight and stop.reason() is None:
-                    taken = _taken(todo, config.runs)
-                    errors |= {cell.name: error for cell in todo if not cell.done() and cell not in taken}
+                    taken = {cell.name for cell in _taken(todo, config.runs)}
+                    errors |= {cell.name: error for cell in todo if not cell.done() and cell.name not in taken}
         if stop.reason() is not None:
             raise Interrupted(_saved(plan, label))
         ended = {cell.name: end.error for cell, end in zip(todo, outcomes, strict=False) if end.error is not None}

@@ -6,6 +6,7 @@ import os
 import platform
 import re
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -210,7 +211,17 @@ def parent_of(run: Path) -> Parent:
 
 def _manifest(run: Path) -> dict[str, Any]:
     """The manifest of a pretrain run; where it does not say so, all saw the pauses."""
-    manifest: dict[str, Any] = read_json(run / "manifest.json") or {}
+    path = run / "manifest.json"
+    try:
+        stat = path.stat()
+    except OSError:
+        return {"pause_visibility": PauseVisibility.all.value}
+    return _read_manifest(path, stat.st_ino, stat.st_mtime_ns, stat.st_size)
+
+
+@lru_cache(maxsize=4096)  # every finetuning of a sweep looks for its parent among all pretrained runs
+def _read_manifest(path: Path, inode: int, modified: int, size: int) -> dict[str, Any]:
+    manifest: dict[str, Any] = read_json(path) or {}
     return {"pause_visibility": PauseVisibility.all.value} | manifest
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 from itertools import chain
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 from pausebench.data.tokenizer import Tokenizer
 from pausebench.errors import BadInput
@@ -34,6 +34,30 @@ class EncodedExample(NamedTuple):
         return array("i", chain(self.context, *self.history, self.question))
 
 
+class Windows(Sequence[Tokens]):
+    """Windows of ``size`` tokens of a context, each with the rest behind it and made when it is asked for.
+
+    They start at the context's beginning, each half a window after the one before; the last ends where it ends.
+    """
+
+    def __init__(self, context: Tokens, rest: array[int], size: int) -> None:
+        self._context, self._rest, self._size = context, rest, size
+        self._last, self._step = len(context) - size, max(1, size // 2)
+
+    def __len__(self) -> int:
+        return -(-self._last // self._step) + 1
+
+    @overload
+    def __getitem__(self, index: int) -> Tokens: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Tokens]: ...
+    def __getitem__(self, index: int | slice) -> Tokens | Sequence[Tokens]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(len(self))[index]]
+        start = min(range(len(self))[index] * self._step, self._last)
+        return array("i", self._context[start : start + self._size]) + self._rest
+
+
 class Fitted(NamedTuple):
     """What is read of an example: a prefix, or one for each window of its context.
 
@@ -50,25 +74,26 @@ def encode(examples: Sequence[Example], task: Task, tokenizer: Tokenizer) -> lis
     Raises ``BadInput`` for an empty prefix or answer.
     """
     texts = [(e.context, *e.history, e.question, e.target, *e.candidates) for e in examples]
-    ids = iter(tokenizer.encode_lists([text for parts in texts for text in parts if text]))
-    end = [] if task.scored or task.answer_tokens is not None else [tokenizer.end_id]
+    # Many questions are asked about one text, and each turn of a conversation repeats those before it.
+    distinct = list(dict.fromkeys(text for parts in texts for text in parts if text))
+    ids = {text: array("i", found) for text, found in zip(distinct, tokenizer.encode_lists(distinct), strict=True)}
+    ids[""] = array("i")
+    end = array("i", [] if task.scored or task.answer_tokens is not None else [tokenizer.end_id])
     encoded = []
     for number, parts in enumerate(texts):
-        context, *rest = (array("i", next(ids)) if text else array("i") for text in parts)
+        context, *rest = (ids[text] for text in parts)
         turns = len(examples[number].history)
         history, question, target, candidates = rest[:turns], rest[turns], rest[turns + 1], rest[turns + 2 :]
         if not (question and target and all(candidates)):
             name = "candidate" if question and target else "target" if question else "question"
             raise BadInput(f"task={task.name}: row {number} has an empty {name}.")
-        target.extend(end)
-        encoded.append(EncodedExample(context, history, question, target, candidates))
+        encoded.append(EncodedExample(context, history, question, target + end, candidates))
     return encoded
 
 
 def fit(example: EncodedExample, room: int) -> Fitted:
-    """The example in ``room`` tokens of prefix, at least one.
+    """The example in ``room`` tokens of prefix, at least one: whole, or through ``Windows`` of its context.
 
-    Windows of a context start at its beginning, each half a window after the one before; the last ends where it ends.
     A question that does not fit by itself loses its beginning.
     """
     question, history, context = example.question, list(example.history), example.context
@@ -84,9 +109,7 @@ def fit(example: EncodedExample, room: int) -> Fitted:
     rest = array("i", chain(*history, question))
     left = room - len(rest)
     if len(context) <= left:
-        return Fitted([array("i", chain(context, rest))], tuple(cut))
+        return Fitted([array("i", context) + rest], tuple(cut))
     if left <= 0:
         return Fitted([rest], ("context", *cut))
-    step = max(1, left // 2)
-    starts = [*range(0, len(context) - left, step), len(context) - left]
-    return Fitted([array("i", chain(context[start : start + left], rest)) for start in starts], ("context", *cut))
+    return Fitted(Windows(context, rest, left), ("context", *cut))

@@ -82,6 +82,7 @@ class DatasetRows:
         assert task.dataset is not None
         self.task, self.train_fraction, self.on_bad_row = task, train_fraction, on_bad_row
         self.skipped: list[str] = []
+        self._encoded: tuple[str, list[EncodedExample]] | None = None
         self._repeated = 0
         self.prompt_hash = ""
         training = [] if train is None else self._read(train)
@@ -152,10 +153,11 @@ class DatasetRows:
         """Hex digest of every row of both splits: equal rows from hub and files have the same."""
         return self._digest.hexdigest()[:16]
 
-    @lru_cache(maxsize=2)  # noqa: B019 - task rows live as long as the process
     def encoded(self, tokenizer: Tokenizer) -> list[EncodedExample]:
-        """All training-side rows, held-out ones among them, by their number in the split."""
-        return encode(self._examples, self.task, tokenizer)
+        """All training-side rows, held-out ones among them, by their number in the split; kept for one tokenizer."""
+        if self._encoded is None or self._encoded[0] != tokenizer.fingerprint:
+            self._encoded = tokenizer.fingerprint, encode(self._examples, self.task, tokenizer)
+        return self._encoded[1]
 
     def training(self, seed: int, start: int, count: int) -> list[int]:
         """Numbers of the training rows ``start`` to ``start + count``: pass after pass, each in an order of its own."""
@@ -224,7 +226,7 @@ def open_task(config: FinetuneConfig) -> GeneratedRows | DatasetRows:
     )
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=16)  # more than the paper's nine tasks: a sweep over them comes back to the first
 def _open_task(
     name: str,
     source: Source,

@@ -68,7 +68,8 @@ def test_turns_go_before_the_context() -> None:
 
 @given(context=SIZES, question=st.integers(1, 12), room=st.integers(1, 40), target=st.integers(1, 30))
 def test_what_is_read_does_not_depend_on_the_answer(context: int, question: int, room: int, target: int) -> None:
-    assert fit(example_of(context, [3], question, target), room) == fit(example_of(context, [3], question), room)
+    longer, plain = (fit(example_of(context, [3], question, size), room) for size in (target, 2))
+    assert longer.cut == plain.cut and list(longer.prefixes) == list(plain.prefixes)
 
 
 @pytest.mark.parametrize("name", ["squad", "gsm8k"])
@@ -79,3 +80,14 @@ def test_the_parts_are_tokenised_apart_and_text_ends_in_an_end_token(name: str) 
     assert [TOKENIZER.decode(list(turn)) for turn in encoded.history] == list(example.history)
     assert [TOKENIZER.decode(list(choice)) for choice in encoded.candidates] == [" yes", " no"]
     assert list(encoded.target) == [*TOKENIZER.encode(" yes"), TOKENIZER.end_id]
+
+
+def test_a_text_that_many_examples_share_is_tokenised_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[str] = []
+    real = ByteTokenizer.encode_lists
+    monkeypatch.setattr(ByteTokenizer, "encode_lists", lambda self, texts: given.extend(texts) or real(self, texts))
+    examples = [Example(f"Q{number}?", " yes", (" yes",), context="Once.\n") for number in range(3)]
+    encoded = encode(examples, TASKS["squad"], TOKENIZER)
+    assert sorted(given) == [" yes", "Once.\n", "Q0?", "Q1?", "Q2?"]
+    assert [TOKENIZER.decode(list(each.prefix)) for each in encoded] == [example.prefix for example in examples]
+    assert [len(each.target) for each in encoded] == [5, 5, 5], "one end token each"
