@@ -76,7 +76,7 @@ def test_killed_and_started_again_it_ends_as_one_that_was_not(kind: str, own_roo
     whole = Path(shutil.copytree(own_root, tmp_path / "whole"))
     (whole / "data").rename(whole / "gone")  # the text itself is not needed any more
     assert pretrain(whole, *words) == 0
-    step = Trainer._step
+    step = Trainer.optimize
     for fatal in (3, 9):
 
         def train_until_killed(fatal: int = fatal) -> int:
@@ -85,7 +85,7 @@ def test_killed_and_started_again_it_ends_as_one_that_was_not(kind: str, own_roo
                 if number == fatal:
                     os.kill(os.getpid(), signal.SIGKILL)
 
-            Trainer._step = fragile  # type: ignore[method-assign]
+            Trainer.optimize = fragile  # type: ignore[method-assign]
             return pretrain(own_root, *words)
 
         assert in_child(train_until_killed) == -signal.SIGKILL
