@@ -19,11 +19,11 @@ from typing import Any, NoReturn
 from pausebench import __version__
 from pausebench.config import COMMANDS
 from pausebench.errors import BadInput, Interrupted, PausebenchError, RunFailed
-from pausebench.help import choices, command_help, conf_dir, option_names, overview
+from pausebench.help import command_help, conf_dir, overview
+from pausebench.hydra_errors import Translated, first_line
 from pausebench.results import slurm
 
 STUDIES = ("reproduce", "plan")
-NEEDS = {"joblib": "sweep", "submitit_slurm": "slurm", "submitit_local": "slurm"}  # launchers that an extra brings
 
 
 def main() -> NoReturn:
@@ -100,7 +100,7 @@ def to_config(command: str, composed: Any, overrides: Sequence[str]) -> Any:
         name = str(error.full_key or re.sub(r".*: ", "", str(error).splitlines()[0]))
         raise BadInput(f"{name}= is missing. Example:\n  {command_help(command).splitlines()[-2].strip()}") from None
     except OmegaConfBaseException as error:
-        raise BadInput(f"{_first_line(error)}. See pausebench {command} --help.") from None
+        raise BadInput(f"{first_line(error)}. See pausebench {command} --help.") from None
     if hasattr(config, "refuse_unused"):
         config.refuse_unused(overrides)
     return config.resolved() if hasattr(config, "resolved") else config
@@ -126,7 +126,7 @@ class HydraCells:
         from hydra.types import RunMode
 
         overrides = _spelled(command, overrides)
-        with _Translated(command, overrides):
+        with Translated(command, overrides, command in STUDIES):
             composed = self._hydra.compose_config(command, overrides, RunMode.RUN, with_log_configuration=False)
             return to_config(command, _without_hydra(composed), overrides)
 
@@ -175,7 +175,7 @@ def _launch(loader: Any, command: str, config: Any, cells: Sequence[Sequence[str
     except PausebenchError:
         raise
     except Exception as error:  # whatever a launcher raises when its pool breaks
-        raise RunFailed(f"the launcher broke down ({type(error).__name__}: {_first_line(error)})") from error
+        raise RunFailed(f"the launcher broke down ({type(error).__name__}: {first_line(error)})") from error
     return [
         CellOutcome(None if job.status is JobStatus.COMPLETED else job._return_value)  # return_value would raise
         for job in returns
@@ -219,7 +219,7 @@ def _single(command: str, overrides: list[str]) -> None:
 
     arguments, sys.argv = sys.argv, [f"pausebench {command}", *overrides]
     try:
-        with _Translated(command, overrides):
+        with Translated(command, overrides, command in STUDIES):
             hydra.main(version_base="1.3", config_path=str(conf_dir().resolve()), config_name=command)(task)()
     finally:
         sys.argv = arguments
@@ -242,13 +242,13 @@ def _sweep(command: str, overrides: list[str]) -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     hydra = Hydra.create_main_hydra2(command, create_config_search_path(str(conf_dir().resolve())))
     try:
-        with _Translated(command, overrides):
+        with Translated(command, overrides, command in STUDIES):
             config = hydra.compose_config(command, overrides, RunMode.MULTIRUN, with_log_configuration=False)
             parsed = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
             cells = BasicSweeper.split_arguments(parsed, None)[0]
         checked = _Checked(hydra.config_loader)
         for cell in cells:
-            with _Translated(command, cell):
+            with Translated(command, cell, command in STUDIES):
                 to_config(command, _without_hydra(checked.compose(config, cell)), cell)
         outcomes = _launch(checked, command, config, cells)
     finally:
@@ -289,7 +289,7 @@ class _Checked:
 
 def describe_error(error: Exception) -> str:
     """One cell's error as a user reads it: our own message, or type and first line of anything else."""
-    return str(error) if isinstance(error, PausebenchError) else f"{type(error).__name__}: {_first_line(error)}"
+    return str(error) if isinstance(error, PausebenchError) else f"{type(error).__name__}: {first_line(error)}"
 
 
 def _register_schemas() -> None:
@@ -306,75 +306,3 @@ def _without_hydra(composed: Any) -> Any:
     with open_dict(composed):
         del composed["hydra"]
     return composed
-
-
-class _Translated:
-    """Turns the errors of Hydra and OmegaConf into messages with what was given, what is allowed and what to type."""
-
-    def __init__(self, command: str, overrides: Sequence[str]) -> None:
-        self.command = command
-        self.overrides = overrides
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: object) -> None:
-        if error is None or isinstance(error, PausebenchError):
-            return
-        from hydra.errors import HydraException, OverrideParseException
-        from omegaconf.errors import OmegaConfBaseException
-
-        if isinstance(error, OverrideParseException):
-            raise BadInput(
-                f"{error.override!r} cannot be read: options are written OPTION=VALUE, text with blanks or commas as "
-                f"OPTION='\"...\"', lists as OPTION=[A,B]. See pausebench {self.command} --help."
-            ) from None
-        if isinstance(error, (HydraException, OmegaConfBaseException)):
-            message = self._message(error)
-            # As it was typed (_spelled).
-            raise BadInput(message.replace("tasks=", "task=") if self.command in STUDIES else message) from None
-
-    def _message(self, error: BaseException) -> str:
-        text = "\n".join(str(part) for part in (error, error.__cause__) if part is not None)
-        see = f"See pausebench {self.command} --help."
-        if found := re.search(r"Could not find '([\w/]+)/([^'/]*)'", text):
-            group, choice = found.groups()
-            if group == "hydra/launcher" and choice in NEEDS:
-                extra = NEEDS[choice]
-                return f"hydra/launcher={choice} is not installed. Type: pip install 'pausebench[{extra}]'"
-            allowed = choices(group)
-            near = difflib.get_close_matches(choice, allowed, 1)
-            return f"{group}={choice}: allowed are {', '.join(allowed)}." + (
-                f" Did you mean {group}={near[0]}?" if near else ""
-            )
-        if found := re.search(r"You must specify '([\w/]+)'", text):
-            group = found.group(1)
-            allowed = choices(group)
-            return f"{group}= is missing; allowed are {', '.join(allowed)}. For example {group}={allowed[0]}."
-        if found := re.search(r"Key '([^']*)' (?:is )?not in|Could not override '([^']*)'", text):
-            name = next((item for item in self.overrides if found.group(1) and found.group(1) in item), None)
-            key = (name or found.group(2) or found.group(1)).partition("=")[0].lstrip("+~")
-            near = difflib.get_close_matches(key, option_names(self.command), 3)
-            hint = f" Did you mean {' or '.join(near)}?" if near else ""
-            return f"{key} is no option of pausebench {self.command}.{hint} {see}"
-        if "Ambiguous value" in text:
-            argument = re.search(r"argument '([^']*)'", text)
-            name, _, value = (argument.group(1) if argument else "").partition("=")
-            return f"{name}={value}: several values need -m (a sweep), or {name}=[{value}] where a list is meant. {see}"
-        if found := re.search(r"full_key: ([\w.]+)", text):
-            key = found.group(1)
-            given = next((item for item in self.overrides if item.lstrip("+").startswith(f"{key}=")), key)
-            return f"{given}: {_reason(text)}. {see}"
-        return f"{_first_line(error)} {see}"
-
-
-def _reason(text: str) -> str:
-    """The sentence of OmegaConf's error that says what is wrong with a value."""
-    for line in text.splitlines():
-        if "could not be converted" in line or "Invalid" in line or "not a valid" in line or "incompatible" in line:
-            return re.sub(r"^.*?(Value|Invalid)", r"\1", line).rstrip(".")
-    return text.splitlines()[-1].strip()
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -13,6 +13,8 @@ import shutil
 import ssl
 import urllib.error
 import urllib.request
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -52,25 +54,29 @@ class Tracker:
         self._folder = run
         self._progress = progress
         self._constant = {} if published is None else {"published_value": published}
-        if not config.enabled:
-            return
+        self._start: Callable[[], None] | None = None
+        if config.enabled:
+            compared = {"published": None if published is None else PUBLISHED}
+            described = resolved | {name: cell.get(name) for name in CELL} | compared
+            self._start = partial(self._begin, config.project, config.group or group, described)
+
+    def _begin(self, project: str, group: str, described: dict[str, Any]) -> None:
+        """Open the W&B run, with the first row: its start takes longer than the first steps of a small model."""
         try:
             import wandb
 
             self._check_disk()
             # In a sweep the agent has chosen the id; elsewhere the same command resumes the same W&B run.
-            own_id: dict[str, Any] = {"id": run.name.replace(".", "-"), "resume": "allow"}
+            own_id: dict[str, Any] = {"id": self._folder.name.replace(".", "-"), "resume": "allow"}
             if "WANDB_SWEEP_ID" in os.environ:
                 own_id = {}
             self._run = wandb.init(
-                project=config.project,
-                group=config.group or group,
-                job_type=run.parent.name,
-                name=run.name,
-                dir=run,
-                config=resolved
-                | {name: cell.get(name) for name in CELL}
-                | {"published": None if published is None else PUBLISHED},
+                project=project,
+                group=group,
+                job_type=self._folder.parent.name,
+                name=self._folder.name,
+                dir=self._folder,
+                config=described,
                 mode=self._mode(wandb),
                 settings=wandb.Settings(console="off", silent=True, init_timeout=30, finish_timeout=60),
                 **own_id,
@@ -82,6 +88,9 @@ class Tracker:
 
     def log(self, row: dict[str, Any]) -> None:
         """A row of metrics.jsonl, or the scores of an evaluation, which have no step."""
+        if self._start is not None:
+            self._start()
+            self._start = None
         if self._run is not None:
             try:
                 self._check_disk()
