@@ -83,7 +83,7 @@ def prefill(model: Decoder, rows: Rows, kind: AttentionKind, visibility: PauseVi
     device = model.token_embedding.weight.device
     batch, length = rows.input_ids.shape
     cache = KeyValueCache(model.config, batch, capacity, model.token_embedding.weight.dtype, device)
-    mask = AttentionMask(kind, rows.roles, visibility=visibility, readouts=rows.readouts).to(device)
+    mask = AttentionMask(kind, rows.roles, visibility=visibility, readouts=rows.readouts)
     positions = None if rows.positions is None else rows.positions.to(device)
     states = model(rows.input_ids.to(device), mask, positions, cache)
     roles = torch.full((batch, capacity), Role.TARGET.value, dtype=torch.int8, device=device)

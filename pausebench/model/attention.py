@@ -20,6 +20,7 @@ from torch import Tensor
 
 from pausebench.groups import AttentionKind, PauseVisibility
 from pausebench.model.blockwise import BlockwiseAttention
+from pausebench.model.transfer import placed
 from pausebench.pauses import Role
 
 
@@ -58,7 +59,7 @@ class AttentionMask:
         return self._each(lambda tensor: tensor[rows])
 
     def to(self, device: torch.device) -> AttentionMask:
-        return self._each(lambda tensor: tensor.to(device))
+        return self._each(lambda tensor: placed(tensor, device))
 
     @property
     def is_causal(self) -> bool:
@@ -128,12 +129,19 @@ class Documents(NamedTuple):
     groups: list[DocumentGroup]
     inverse: Tensor
 
+    def to(self, device: torch.device) -> Documents:
+        groups = [
+            DocumentGroup(*(None if tensor is None else placed(tensor, device) for tensor in group))  # type: ignore[arg-type]
+            for group in self.groups
+        ]
+        return Documents(groups, placed(self.inverse, device))
+
 
 LIKE_LENGTH = 0.7  # documents of a group have at least this share of the longest one's length
 
 
 def take_apart(mask: AttentionMask) -> Documents:
-    """The documents of packed rows; a document number of -1 is padding."""
+    """The documents of packed rows; a document number of -1 is padding. Asks for sizes: give it a mask on the CPU."""
     assert mask.documents is not None
     rows, length = mask.documents.shape
     device = mask.documents.device

@@ -211,7 +211,7 @@ class Decoder(nn.Module):
         """Hidden states [B, last, D] after the final norm, or [N, D] of those wanted.
 
         Args:
-            mask: None is plain causal.
+            mask: None is plain causal. It may be on the CPU, and packed rows' should be.
             positions_BT: None is 0..T-1; packed rows restart theirs, shifted rows leave some out.
             cache: filled by this call (prefill), or read and extended when ``decoding`` is given.
             decoding: bool [B, 1, T, S], what the new tokens of each row see of the cache's first S slots
@@ -228,9 +228,11 @@ class Decoder(nn.Module):
             x_BTD = x_BTD + self.position_embedding(positions_BT)
         allowed: Allowed = decoding
         if mask is not None and self.flexible and last in (None, input_ids_BT.shape[1]) and not mask.is_causal:
-            allowed = block_mask(mask)
+            allowed = block_mask(mask.to(x_BTD.device))
+        elif mask is not None and mask.documents is None:
+            allowed = mask.to(x_BTD.device).dense()
         elif mask is not None:
-            allowed = mask.dense() if mask.documents is None else take_apart(mask)
+            allowed = take_apart(mask).to(x_BTD.device)
         if decoding is not None and slots is None:
             slots = positions_BT
         T = input_ids_BT.shape[1]

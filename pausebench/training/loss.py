@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from pausebench.data.batch import Batch
 from pausebench.model.decoder import Decoder
+from pausebench.model.transfer import placed
 from pausebench.pauses import IGNORE_INDEX
 
 CHUNK_LOGITS = 1 << 26  # logits alive at once: 128 MiB in bf16, twice that in float32
@@ -42,15 +43,15 @@ def summed_loss(model: Decoder, batch: Batch, device: torch.device, to_gradient:
     """Sum of the cross entropy over the supervised positions of a CPU batch, in nats (float32 scalar on device)."""
     labels = batch.labels[:, -batch.last :].flatten()
     supervised = (labels != IGNORE_INDEX).nonzero()[:, 0]  # found on the CPU: no device is waited for
-    positions = None if batch.positions is None else batch.positions.to(device)
-    chosen = None if len(supervised) == len(labels) else supervised.to(device)
+    positions = None if batch.positions is None else placed(batch.positions, device)
+    chosen = None if len(supervised) == len(labels) else placed(supervised, device)
     few = chosen if len(supervised) < len(labels) / 2 else None  # to pick them inside costs the gradient a scatter more
-    hidden = model(batch.input_ids.to(device), batch.mask.to(device), positions, last=batch.last, wanted=few)
+    hidden = model(placed(batch.input_ids, device), batch.mask, positions, last=batch.last, wanted=few)
     hidden = hidden.to(model.arithmetic)  # here, so that nobody holds float32 states beside the logits
     if few is None:
         hidden = hidden.flatten(0, 1) if chosen is None else hidden.flatten(0, 1).index_select(0, chosen)
     labels = labels if chosen is None else labels[supervised]
-    return summed_cross_entropy(hidden, model.token_embedding.weight, labels.to(device), model.head(), to_gradient)
+    return summed_cross_entropy(hidden, model.token_embedding.weight, placed(labels, device), model.head(), to_gradient)
 
 
 def summed_cross_entropy(
