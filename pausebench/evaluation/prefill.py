@@ -5,6 +5,7 @@ Invariant: a token read behind the cached positions gets the state that one pass
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -77,15 +78,35 @@ class Prefill:
         return replace(self, cache=self.cache.copy(int(self.slots.max())))
 
 
+LIKE_LENGTH = 0.85  # rows read in one pass have at least this share of the longest one's positions
+
+
 @torch.no_grad()
 def prefill(model: Decoder, rows: Rows, kind: AttentionKind, visibility: PauseVisibility, capacity: int) -> Prefill:
-    """One parallel pass over rows of ``pauses.inference_rows``; the cache has ``capacity`` slots."""
+    """Rows of ``pauses.inference_rows`` read in parallel, like lengths in one pass; the cache takes ``capacity``."""
     device = model.token_embedding.weight.device
     batch, length = rows.input_ids.shape
     cache = KeyValueCache(model.config, batch, capacity, model.token_embedding.weight.dtype, device)
-    mask = AttentionMask(kind, rows.roles, visibility=visibility, readouts=rows.readouts)
-    positions = None if rows.positions is None else rows.positions.to(device)
-    states = model(rows.input_ids.to(device), mask, positions, cache)
+    states = torch.empty(batch, length, model.config.d_model, dtype=model.token_embedding.weight.dtype, device=device)
+    for some in _of_like_length(rows.lengths):
+        width = int(rows.lengths[some].max())
+        cut = [None if part is None else part[some, :width] for part in (rows.roles, rows.readouts, rows.positions)]
+        roles, readouts, positions = (None if part is None else part.to(device) for part in cut)
+        mask = AttentionMask(kind, roles, visibility=visibility, readouts=readouts)
+        places = some.to(device)
+        read = model(rows.input_ids[some, :width].to(device), mask, positions, cache.filling(places))
+        states[places, :width] = read
     roles = torch.full((batch, capacity), Role.TARGET.value, dtype=torch.int8, device=device)
     roles[:, :length] = rows.roles.to(device)
     return Prefill(model, kind, visibility, cache, roles, rows.lengths.to(device), states, 0, rows.jump)
+
+
+def _of_like_length(lengths: Tensor) -> Iterator[Tensor]:
+    """Numbers of the rows of each pass, int64: padding is read like text and costs as much."""
+    order = lengths.argsort(descending=True, stable=True)
+    listed = lengths[order].tolist()
+    begin = 0
+    while begin < len(listed):
+        count = sum(size >= LIKE_LENGTH * listed[begin] for size in listed[begin:])
+        yield order[begin : begin + count].sort().values
+        begin += count

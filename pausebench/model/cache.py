@@ -6,6 +6,7 @@ Shapes: L layers, B rows, H heads, S slots, C width of a head, T new tokens, D w
 from __future__ import annotations
 
 import math
+from copy import copy
 
 import torch
 from torch import Tensor
@@ -40,6 +41,7 @@ class KeyValueCache:
         # Zeros, not what the memory held: a hidden value counts 0 times, and 0 times nan is nan.
         self.keys = torch.zeros(*heads, slots, width, dtype=dtype, device=device)
         self.values = torch.zeros(*heads, width, slots, dtype=dtype, device=device)
+        self._filled: Tensor | slice = slice(None)  # the rows that a prefill fills
 
     @property
     def rows(self) -> int:
@@ -48,8 +50,8 @@ class KeyValueCache:
     def fill(self, layer: int, keys: Tensor, values: Tensor) -> None:
         """Store the [B, T, D] of a prefill in the first T slots."""
         T, H = keys.shape[1], self._config.n_heads
-        self.keys[layer, :, :, :T] = split_heads(keys, H)
-        self.values[layer, :, :, :, :T] = split_heads(values, H).transpose(2, 3)
+        self.keys[layer][self._filled, :, :T] = split_heads(keys, H).to(self.keys.dtype)
+        self.values[layer][self._filled, :, :, :T] = split_heads(values, H).transpose(2, 3).to(self.values.dtype)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, slots: Tensor, allowed: Tensor) -> Tensor:
         """Store the [B, T, D] of new tokens in ``slots`` [B, T], and attend to the first S slots: [B, T, D].
@@ -71,8 +73,14 @@ class KeyValueCache:
         """The same memory, of the first rows alone."""
         if count == self.rows:
             return self
-        part = KeyValueCache.__new__(KeyValueCache)
-        part._config, part.keys, part.values = self._config, self.keys[:, :count], self.values[:, :count]
+        part = copy(self)
+        part.keys, part.values = self.keys[:, :count], self.values[:, :count]
+        return part
+
+    def filling(self, rows: Tensor) -> KeyValueCache:
+        """The same memory for a prefill of these rows (int64)."""
+        part = copy(self)
+        part._filled = rows
         return part
 
     def copy(self, read: int) -> KeyValueCache:

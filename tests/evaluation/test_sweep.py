@@ -157,6 +157,25 @@ def test_tokens_behind_a_prefill_get_the_states_of_one_pass_over_the_whole_row(
             torch.testing.assert_close(pieces[1][row], expected[3:], rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_rows_read_beside_others_of_like_length_are_read_as_all_at_once(
+    model: Decoder, layout: RowLayout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw = random.Random(5)
+    prefixes = [[draw.randrange(14) for _ in range(draw.randint(1, 20))] for _ in range(9)]
+    rows = dataclasses.replace(layout, k=3).inference_rows(EncodedExamples.of(prefixes, [[]] * 9, 15))
+    exact = model.double()
+    found = {}
+    for share in (0.0, 0.85, 1.0):  # one pass, a few, one for each length
+        monkeypatch.setattr("pausebench.evaluation.prefill.LIKE_LENGTH", share)
+        read = prefill(exact, rows, layout.attention, layout.visibility, rows.input_ids.shape[1] + 4)
+        found[share] = decode(read, max_new_tokens=4, end_id=14, pause_id=15, limit=MAX_LENGTH)
+    assert [answer.tokens for answer in found[0.85]] == [answer.tokens for answer in found[0.0]]
+    assert [answer.tokens for answer in found[1.0]] == [answer.tokens for answer in found[0.0]]
+    for answer, whole in zip(found[1.0], found[0.0], strict=True):
+        assert answer.mean_log_probability == pytest.approx(whole.mean_log_probability, abs=1e-12)
+
+
 @pytest.mark.parametrize(("together", "logits"), [(1, 1), (2, 3), (32, 256)])
 def test_a_likelihood_does_not_depend_on_how_a_target_is_cut_to_be_read(
     model: Decoder, monkeypatch: pytest.MonkeyPatch, together: int, logits: int
