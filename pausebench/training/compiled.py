@@ -75,10 +75,7 @@ def _reason(error: Exception) -> str:
 
 @lru_cache(maxsize=8)
 def _by_position(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """``function(x, ...)`` compiled for [N, ...] positions instead of [B, T, ...]; as it was without gradients.
-
-    Inductor chooses by itself what to keep for the backward pass.
-    """
+    """``function(x, ...)`` compiled for [N, ...] positions instead of [B, T, ...]; as it was without gradients."""
     compiled: Callable[..., Tensor] = torch.compile(function)
 
     def by_position(*given: Any, lean: bool) -> Tensor:
@@ -86,7 +83,7 @@ def _by_position(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
             return function(*given, lean=lean)
         shape = given[0].shape[:-1]
         flat = [item.flatten(0, -2) if isinstance(item, Tensor) else item for item in given]
-        return compiled(*flat, lean=False).view(*shape, -1)
+        return compiled(*flat, lean=lean).view(*shape, -1)
 
     return by_position
 

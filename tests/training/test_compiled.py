@@ -274,9 +274,11 @@ def test_flexattention_sees_what_the_dense_mask_allows(make_decoder: Callable[..
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bf16"])
+@pytest.mark.parametrize("least", [1 << 40, 0], ids=["kept", "made again"])
 def test_compiled_code_rounds_differently_and_no_more(
-    make_decoder: Callable[..., Decoder], monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+    make_decoder: Callable[..., Decoder], monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, least: int
 ) -> None:
+    monkeypatch.setattr(decoder, "LEAST_NUMBERS", least)
     monkeypatch.setattr(loss, "CHUNK_LOGITS", 64 * V)
     plain = Objective(make_decoder(V, d_model=64, n_heads=4), CPU)
     fast = copy.deepcopy(plain)
