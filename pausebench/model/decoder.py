@@ -37,6 +37,9 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+LEAST_NUMBERS = 1 << 22  # of states whose norms and activations are computed again rather than kept
+
+
 class InPlaceOf(torch.autograd.Function):
     """``low``, a copy of ``weight`` that was made before; its gradient goes to the weight."""
 
@@ -84,9 +87,28 @@ class Norm(nn.LayerNorm):
         return self.weight, self.bias
 
 
-def attention_inputs(x: Tensor, norm: tuple[Tensor, Tensor], qkv: tuple[Tensor, Tensor]) -> Tensor:
+def normed_linear(x: Tensor, norm: tuple[Tensor, Tensor], linear: tuple[Tensor, Tensor]) -> Tensor:
+    return F.linear(F.layer_norm(x, x.shape[-1:], *norm).to(linear[0].dtype), *linear)
+
+
+def activated_linear(x: Tensor, activation: Callable[[Tensor], Tensor], linear: tuple[Tensor, Tensor]) -> Tensor:
+    return F.linear(activation(x), *linear)
+
+
+def keeping_inputs(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
+    """``function(*inputs)``, cheap work that ends in a product: autograd keeps the inputs and does the work again.
+
+    It does not multiply again: a product saves its operands before it computes, and recomputation ends with the last of
+    them.
+    """
+    how: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False, "determinism_check": "none"}
+    kept: Tensor = checkpoint(function, *inputs, **how)
+    return kept
+
+
+def attention_inputs(x: Tensor, norm: tuple[Tensor, Tensor], qkv: tuple[Tensor, Tensor], *, lean: bool) -> Tensor:
     """Queries, keys and values of normed states: [B, T, D] -> [B, T, 3D], or as many as ``qkv`` has rows."""
-    return F.linear(F.layer_norm(x, x.shape[-1:], *norm).to(qkv[0].dtype), *qkv)
+    return keeping_inputs(normed_linear, x, norm, qkv) if lean else normed_linear(x, norm, qkv)
 
 
 def after_attention(
@@ -97,11 +119,15 @@ def after_attention(
     mlp_in: tuple[Tensor, Tensor],
     mlp_out: tuple[Tensor, Tensor],
     activation: Callable[[Tensor], Tensor],
+    *,
+    lean: bool,
 ) -> Tensor:
     """The rest of a block, position by position: [B, T, D] each -> [B, T, D]."""
     x = x + F.linear(attended, *out)
-    hidden = F.linear(F.layer_norm(x, x.shape[-1:], *norm).to(mlp_in[0].dtype), *mlp_in)
-    return x + F.linear(activation(hidden), *mlp_out)
+    if lean:
+        hidden = keeping_inputs(normed_linear, x, norm, mlp_in)
+        return x + keeping_inputs(activated_linear, hidden, activation, mlp_out)
+    return x + activated_linear(normed_linear(x, norm, mlp_in), activation, mlp_out)
 
 
 class Block(nn.Module):
@@ -148,13 +174,14 @@ class Block(nn.Module):
         wanted: Tensor | None,
     ) -> Tensor:
         T, D = x_BTD.shape[1:]
+        lean = torch.is_grad_enabled() and x_BTD.numel() >= LEAST_NUMBERS and not self.recomputed
         norm, (weight, bias) = self.norm_attention(), self.qkv.operands()
         if last == T:
-            q, k, v = self.attention_inputs(x_BTD, norm, (weight, bias)).chunk(3, dim=2)
+            q, k, v = self.attention_inputs(x_BTD, norm, (weight, bias), lean=lean).chunk(3, dim=2)
         else:
-            k, v = self.attention_inputs(x_BTD, norm, (weight[D:], bias[D:])).chunk(2, dim=2)
+            k, v = self.attention_inputs(x_BTD, norm, (weight[D:], bias[D:]), lean=lean).chunk(2, dim=2)
             x_BTD = x_BTD[:, -last:]
-            q = self.attention_inputs(x_BTD, norm, (weight[:D], bias[:D]))
+            q = self.attention_inputs(x_BTD, norm, (weight[:D], bias[:D]), lean=lean)
             assert not isinstance(allowed, Documents | BlockMask)
             allowed = None if allowed is None else allowed[:, :, -last:]
         if cache is not None and slots is None:
@@ -168,6 +195,7 @@ class Block(nn.Module):
             attended = attend_flexibly(q, k, v, self.n_heads, allowed)
         else:
             attended = attend(q, k, v, self.n_heads, allowed)
+        del q, k, v  # whose copies, a head's positions side by side, are what attention keeps
         if wanted is not None:
             x_BTD, attended = (part.flatten(0, 1).index_select(0, wanted) for part in (x_BTD, attended))
         return self.after_attention(
@@ -178,6 +206,7 @@ class Block(nn.Module):
             self.mlp_in.operands(),
             self.mlp_out.operands(),
             self.activation,
+            lean=lean,
         )
 
 

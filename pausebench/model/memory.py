@@ -19,6 +19,7 @@ from pausebench.model.flops import parameters
 
 FLOAT32 = 4
 CHUNK_LOGITS, FLOAT32_LOGITS = 1 << 26, 1 << 24  # those of ``training.loss``, which imports torch
+LEAST_NUMBERS = 1 << 22  # that of ``model.decoder``
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,8 @@ def step_memory(
         compute_weights = FLOAT32 * (V + model.max_positions + 2 + 4 * L) * d
 
     stream = N * FLOAT32 * d  # float32 [N, d], as blocks hand it on
-    block = N * block_activations(model, precision)
+    lean = N * d >= LEAST_NUMBERS and not activation_checkpointing
+    block = N * block_activations(model, precision, lean)
     activations = L * (stream if activation_checkpointing else block) + stream  # and the input of the final norm
 
     states = N * element * d  # hidden states in the arithmetic of the products, or their gradient
@@ -112,13 +114,13 @@ def _chunk(N: int, V: int) -> int:
     return -(-N // -(-N // max(1, CHUNK_LOGITS // V)))
 
 
-def block_activations(model: ModelConfig, precision: Precision = Precision.bf16) -> int:
-    """Bytes a token that autograd keeps of one block: 20 d + 4 m + 4 heads + 16 in bf16.
+def block_activations(model: ModelConfig, precision: Precision = Precision.bf16, lean: bool = True) -> int:
+    """Bytes a token that autograd keeps of one block: 16 d + 2 m + 4 heads in bf16.
 
-    The input of each norm in float32 with its mean and deviation; in the arithmetic of ``precision`` what the norm
-    gives, queries, keys, values, what attention gives, and the MLP's hidden layer before and after the activation; a
-    log-sum-exp for each head.
+    The input of each norm in float32; in the arithmetic of ``precision`` queries, keys, values, what attention gives,
+    and the MLP's hidden layer before the activation; a log-sum-exp for each head. Not lean (small micro-batches): what
+    each norm gives with its mean and deviation, and the hidden layer behind the activation too, 4 d + 2 m + 16 more.
     """
-    d, element = model.d_model, 2 if precision is Precision.bf16 else FLOAT32
-    norm = FLOAT32 * d + 2 * FLOAT32 + element * d
-    return 2 * norm + 4 * element * d + FLOAT32 * model.n_heads + 2 * element * model.d_mlp
+    d, m, element = model.d_model, model.d_mlp, 2 if precision is Precision.bf16 else FLOAT32
+    kept = 2 * FLOAT32 * d + 4 * element * d + FLOAT32 * model.n_heads + element * m
+    return kept if lean else kept + 2 * (2 * FLOAT32 + element * d) + element * m

@@ -78,12 +78,12 @@ def _by_position(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """``function(x, ...)`` compiled for [N, ...] positions instead of [B, T, ...]; as it was without gradients."""
     compiled: Callable[..., Tensor] = torch.compile(function)
 
-    def by_position(*given: Any) -> Tensor:
+    def by_position(*given: Any, lean: bool) -> Tensor:
         if not torch.is_grad_enabled():
-            return function(*given)
+            return function(*given, lean=lean)
         shape = given[0].shape[:-1]
         flat = [item.flatten(0, -2) if isinstance(item, Tensor) else item for item in given]
-        return compiled(*flat).view(*shape, -1)
+        return compiled(*flat, lean=lean).view(*shape, -1)
 
     return by_position
 

@@ -61,6 +61,12 @@ def keep_freed_memory() -> None:
         libc.mallopt(m_top_pad, 64 << 20)
 
 
+def return_freed_memory() -> None:
+    """Hand what is free now back to the kernel, glibc's way, for the moment when it has been cut into pieces."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 @lru_cache(maxsize=8)
 def peak_flops(device: torch.device, dtype: torch.dtype, threads: int) -> float:
     """FLOP/s of large matrix products: the data sheet's for known GPUs, else the best of a few measured here."""

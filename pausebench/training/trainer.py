@@ -24,7 +24,7 @@ from pausebench.model.decoder import Decoder
 from pausebench.results.run_folder import RunFolder, read_metrics
 from pausebench.training import checkpoint, stop
 from pausebench.training.compiled import compile_objective
-from pausebench.training.device import peak_flops
+from pausebench.training.device import peak_flops, return_freed_memory
 from pausebench.training.loss import Objective, summed_loss
 from pausebench.training.optim import build_optimizer, learning_rate
 from pausebench.training.parallel import ALONE, Ranks, is_share
@@ -221,9 +221,12 @@ class Trainer:
         bad = self._bad(norm)
         if self.config.on_bad_step is OnBadStep.skip:
             self.optimizer.found_inf = bad.float()  # type: ignore[attr-defined]  # fused AdamW leaves all as it was
+        first = not self.optimizer.state
         with self._profiler.range("optimizer"):
             self.optimizer.step()
             self.optimizer.zero_grad()
+        if first:
+            return_freed_memory()  # AdamW's new moments stand in the middle of what activations leave behind
         self._unread.append(Taken(step, total, norm, bad, rate))
 
     def _bad(self, norm: Tensor) -> Tensor:

@@ -109,14 +109,14 @@ def test_the_layouts_take_the_micro_batch_of_the_pretraining_and_the_devices_giv
     tmp_path: Path, offline: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["result=text", "model=1b", "data=hub", "seeds=1", "smaller=false", "gpus=2"]
-    layouts = plan(tmp_path, *words, 'pretrain_overrides=["train.micro_batch_size=16"]')["layouts"]
+    layouts = plan(tmp_path, *words, 'pretrain_overrides=["train.micro_batch_size=32"]')["layouts"]
     assert sorted({layout["devices"] for layout in layouts}) == [1, 2, 8, 64]
-    assert {layout["rows"] for layout in layouts} == {16, 4}, "64 devices have four of the 256 rows each"
+    assert {layout["rows"] for layout in layouts} == {32, 4}, "64 devices have four of the 256 rows each"
     kept, recomputed = layouts[:2]
     assert not kept["fits"] and recomputed["fits"]
     line = next(line for line in capsys.readouterr().out.splitlines() if " fsdp " in line and line.split()[0] == "2")
     fsdp = next(layout for layout in layouts if layout["parallel"] == "fsdp")
-    assert line.split()[2:5] == ["kept", "16", f"{sum(fsdp['memory'].values()) / 1e9:.1f}"]
+    assert line.split()[2:5] == ["kept", "32", f"{sum(fsdp['memory'].values()) / 1e9:.1f}"]
 
 
 def test_a_model_that_fits_anywhere_has_no_table_of_memory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,7 +23,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from pausebench.groups import ModelConfig, Parallel, Precision, TrainConfig
-from pausebench.model import attention, memory
+from pausebench.model import attention, decoder, memory
 from pausebench.model.decoder import Decoder
 from pausebench.model.memory import block_activations, step_memory
 from pausebench.training import loss
@@ -117,7 +117,11 @@ def kept_for_backward(work: Callable[[], object], beside: set[int]) -> int:
 
 @pytest.mark.parametrize("precision", [Precision.bf16, Precision.fp32])
 @pytest.mark.parametrize("name", ["narrow", "odd"])
-def test_a_block_keeps_to_the_byte_what_the_formula_says(name: str, precision: Precision) -> None:
+@pytest.mark.parametrize("lean", [True, False])
+def test_a_block_keeps_to_the_byte_what_the_formula_says(
+    name: str, precision: Precision, lean: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoder, "LEAST_NUMBERS", 0 if lean else 1 << 40)
     rows, length = 3, 128
     sizes = []
     for n_layers in (1, 2):
@@ -127,9 +131,10 @@ def test_a_block_keeps_to_the_byte_what_the_formula_says(name: str, precision: P
         weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
         with lowered(model, precision):
             sizes.append(kept_for_backward(lambda model=model, ids=ids: model(ids), weights))
-    matrices = 4 * config.d_model**2 + 2 * config.d_model * config.d_mlp
+    recomputed = 3 * config.d_model**2 + 2 * config.d_model * config.d_mlp  # matrices that hooks see only if not lean
+    matrices = config.d_model**2 + (0 if lean else recomputed)
     copies = 2 * matrices if precision is Precision.bf16 else 0
-    assert sizes[1] - sizes[0] == rows * length * block_activations(config, precision) + copies
+    assert sizes[1] - sizes[0] == rows * length * block_activations(config, precision, lean) + copies
 
 
 @pytest.mark.parametrize(
@@ -287,6 +292,10 @@ def test_the_table_of_the_docs_is_what_the_formulas_say() -> None:
 
 def test_the_formula_knows_how_many_logits_the_loss_keeps_alive() -> None:
     assert memory.CHUNK_LOGITS == loss.CHUNK_LOGITS
+
+
+def test_the_formula_knows_which_activations_are_made_again() -> None:
+    assert memory.LEAST_NUMBERS == decoder.LEAST_NUMBERS
 
 
 def test_the_formula_knows_how_many_logits_are_normalised_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

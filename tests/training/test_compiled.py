@@ -1,19 +1,23 @@
-"""Fast paths on and off: lowered weights, blockwise attention, the head's gradient at once, torch.compile."""
+"""Fast paths on and off: lowered weights, activations made again, blockwise attention, the head's gradient at once,
+torch.compile."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from pausebench.data.batch import Batch
 from pausebench.data.batches import EncodedExamples, RowLayout
 from pausebench.groups import AttentionKind, Compile, PauseVisibility, Placement
-from pausebench.model import attention, blockwise, flexible
+from pausebench.model import attention, blockwise, decoder, flexible
 from pausebench.model.attention import AttentionMask
 from pausebench.model.decoder import Decoder
 from pausebench.training import compiled, loss
@@ -61,6 +65,16 @@ def value_and_gradient(objective: Objective, batch: Batch, dtype: torch.dtype) -
     return total.detach(), torch.cat([p.grad.flatten() for p in objective.parameters() if p.grad is not None])
 
 
+class Calls(TorchDispatchMode):
+    """Counts layer norms."""
+
+    norms = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.norms += func is torch.ops.aten.native_layer_norm.default
+        return func(*args, **(kwargs or {}))
+
+
 def apart(found: Tensor, wanted: Tensor) -> float:
     return float((found - wanted).detach().norm() / wanted.norm())
 
@@ -103,6 +117,27 @@ def test_micro_batches_share_the_lowered_weights(make_decoder: Callable[..., Dec
     parts = torch.cat([p.grad.flatten() for p in objective.parameters() if p.grad is not None])
     assert apart(parts, whole) < 5e-3
     assert objective.model.arithmetic is torch.float32, "and are gone after the step"
+
+
+# Activations that are made again
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("batch", BATCHES.values(), ids=BATCHES)
+def test_activations_made_again_change_no_bit_and_multiply_nothing_twice(
+    make_decoder: Callable[..., Decoder], batch: Batch, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objective = Objective(make_decoder(V, d_model=64, n_heads=4), CPU)
+    found = []
+    for least in (1 << 40, 0):
+        monkeypatch.setattr(decoder, "LEAST_NUMBERS", least)
+        with FlopCounterMode(display=False) as counter, Calls() as calls:
+            total, gradient = value_and_gradient(objective, batch, dtype)
+        found.append((total, gradient, counter.get_total_flops(), calls.norms))
+    (kept, kept_gradient, flops, norms), (made, made_gradient, other_flops, more_norms) = found
+    assert torch.equal(kept, made) and torch.equal(kept_gradient, made_gradient)
+    assert flops == other_flops > 0
+    assert more_norms > norms, "or nothing was made again"
 
 
 # Blockwise attention
@@ -239,9 +274,11 @@ def test_flexattention_sees_what_the_dense_mask_allows(make_decoder: Callable[..
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bf16"])
+@pytest.mark.parametrize("least", [1 << 40, 0], ids=["kept", "made again"])
 def test_compiled_code_rounds_differently_and_no_more(
-    make_decoder: Callable[..., Decoder], monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+    make_decoder: Callable[..., Decoder], monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, least: int
 ) -> None:
+    monkeypatch.setattr(decoder, "LEAST_NUMBERS", least)
     monkeypatch.setattr(loss, "CHUNK_LOGITS", 64 * V)
     plain = Objective(make_decoder(V, d_model=64, n_heads=4), CPU)
     fast = copy.deepcopy(plain)
