@@ -20,7 +20,7 @@ from pausebench.errors import BadInput, RunFailed
 from pausebench.results import slurm
 from pausebench.whole_files import write_whole
 
-NUMERICS_VERSION = 1  # raised when the same command gives other numbers; part of every run's name
+NUMERICS_VERSION = 2  # raised when the same command gives other numbers; part of every run's name
 
 
 def run_name(slug: str, identity: dict[str, Any]) -> str:

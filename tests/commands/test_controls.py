@@ -16,6 +16,7 @@ from pausebench.commands.evaluate import evaluate_folder
 from pausebench.config import EvaluateConfig
 from pausebench.groups import Placement
 from pausebench.help import conf_dir
+from pausebench.results import run_folder
 
 TINY = "train.steps=4 train.batch_size=8 train.log_every=2 train.checkpoint_every=2 tracking=off quiet=true"
 
@@ -57,6 +58,12 @@ def composed(command: str, line: str) -> Any:
 # Names of before there were controls
 
 
+@pytest.fixture
+def first_numerics(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_folder, "NUMERICS_VERSION", 1)
+
+
+@pytest.mark.usefixtures("first_numerics")
 @pytest.mark.parametrize(
     ("line", "name"),
     [
@@ -73,6 +80,7 @@ def test_a_pretraining_without_a_control_has_the_name_it_had(line: str, name: st
     assert commands_runs.pretrain_folder(composed("pretrain", line)).name == name
 
 
+@pytest.mark.usefixtures("first_numerics")
 @pytest.mark.parametrize(
     ("line", "parent", "name"),
     [
@@ -94,6 +102,7 @@ def test_a_finetuning_without_a_control_has_the_name_it_had(line: str, parent: s
     assert commands_runs.finetune_folder(config, planned).name == f"parity-count20-mini-{name}"
 
 
+@pytest.mark.usefixtures("first_numerics")
 @pytest.mark.parametrize(
     ("run", "m", "filler", "placement", "name"),
     [
