@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 
 from pausebench.groups import ModelConfig, WorldConfig
 from pausebench.model.decoder import Decoder
-from pausebench.results import slurm
+from pausebench.results import run_folder, slurm
 
 settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
 settings.load_profile("repeatable")
@@ -36,6 +36,12 @@ SMALL_MODEL = ModelConfig(
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def first_numerics(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs are named as under the first numerics version, so that tests can pin names for good."""
+    monkeypatch.setattr(run_folder, "NUMERICS_VERSION", 1)
 
 
 @pytest.fixture

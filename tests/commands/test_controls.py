@@ -16,7 +16,6 @@ from pausebench.commands.evaluate import evaluate_folder
 from pausebench.config import EvaluateConfig
 from pausebench.groups import Placement
 from pausebench.help import conf_dir
-from pausebench.results import run_folder
 
 TINY = "train.steps=4 train.batch_size=8 train.log_every=2 train.checkpoint_every=2 tracking=off quiet=true"
 
@@ -53,14 +52,6 @@ def composed(command: str, line: str) -> Any:
     cli._register_schemas()
     with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
         return cli.to_config(command, compose(command, line.split()), line.split())
-
-
-# Names of before there were controls
-
-
-@pytest.fixture
-def first_numerics(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_folder, "NUMERICS_VERSION", 1)
 
 
 @pytest.mark.usefixtures("first_numerics")

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from pausebench.commands.evaluate import evaluate_folder
 from pausebench.config import EvaluateConfig
 from pausebench.groups import Arithmetic, Placement
 
 
+@pytest.mark.usefixtures("first_numerics")
 def test_the_precision_is_part_of_the_name_only_where_it_is_not_exact() -> None:
     def name(**options: Any) -> str:
         config = EvaluateConfig(run="x", filler="pause", **options)
