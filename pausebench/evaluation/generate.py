@@ -97,6 +97,6 @@ def _closed_up(going_on: Tensor, left: int) -> Tensor:
 
 
 def greedy(logits: Tensor, pause_id: int) -> Tensor:
-    """int64 [B]: the likeliest token of float [B, V] that is not ``<pause>``, the last one."""
+    """int64 [B]: the likeliest token of float [B, V] that is not ``<pause>``, the last one; of equals the first."""
     assert pause_id == logits.shape[1] - 1
-    return logits[:, :pause_id].argmax(dim=1)
+    return logits[:, :pause_id].max(dim=1).indices  # argmax takes four times as long on a CPU in bfloat16

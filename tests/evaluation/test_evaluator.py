@@ -197,6 +197,14 @@ def test_a_pause_is_never_emitted_even_where_it_has_the_largest_logit(
         assert all(len(row["prediction"].split()) == 24 for row in predictions), "another token in its place"
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_of_equally_likely_tokens_the_first_is_taken_and_never_the_pause(dtype: torch.dtype) -> None:
+    logits = torch.randint(-3, 4, (33, 50_258), generator=torch.Generator().manual_seed(0)).to(dtype)
+    logits[:, -1] = 9
+    expected = (logits[:, :-1] == logits[:, :-1].amax(dim=1, keepdim=True)).int().argmax(dim=1)
+    assert greedy(logits, 50_257).tolist() == expected.tolist()
+
+
 def test_an_end_token_stops_an_answer_and_is_no_part_of_it(make_decoder: Models) -> None:
     model = make_decoder(16)
     favour(model, 14)
