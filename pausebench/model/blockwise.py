@@ -17,9 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-MOST_BLOCKS = (
-    8  # of causal rows: 9/16 of the scores; each block has kernels of its own, and more would cost more to make
-)
+MOST_BLOCKS = 8  # of causal rows: 9/16 of the scores. Each block has kernels of its own; more cost more to make
 LEAST_QUERIES = 128  # of a block
 
 
