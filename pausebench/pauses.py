@@ -24,8 +24,8 @@ from enum import Enum
 import torch
 from torch import Tensor
 
+from pausebench.config.groups import Placement
 from pausebench.counter_rng import uniform
-from pausebench.groups import Placement
 
 IGNORE_INDEX = -100  # torch's own default for labels without a loss
 

@@ -13,9 +13,9 @@ import torch
 from hypothesis import settings
 from omegaconf import OmegaConf
 
-from pausebench.groups import ModelConfig, WorldConfig
+from pausebench.config.groups import ModelConfig, WorldConfig
 from pausebench.model.decoder import Decoder
-from pausebench.results import run_folder, slurm
+from pausebench.runs import folder, slurm
 
 settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
 settings.load_profile("repeatable")
@@ -41,7 +41,7 @@ def one_thread() -> None:
 @pytest.fixture
 def first_numerics(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs are named as under the first numerics version, so that tests can pin names for good."""
-    monkeypatch.setattr(run_folder, "NUMERICS_VERSION", 1)
+    monkeypatch.setattr(folder, "NUMERICS_VERSION", 1)
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from pausebench import cli
-from pausebench.config import COMMANDS
-from pausebench.help import choices, conf_dir, option_names
-from pausebench.stages import FinetuneConfig
+from pausebench.config.commands import COMMANDS
+from pausebench.config.help import choices, conf_dir, option_names
+from pausebench.config.training import FinetuneConfig
 from pausebench.tasks import PAPER_TASKS
 
 TINY_PRETRAIN = "train.steps=4 train.batch_size=8 train.log_every=2 train.checkpoint_every=2 tracking=off"
@@ -237,7 +237,7 @@ def test_pause_off_says_the_same_as_k_0(runs: Path) -> None:
 
 
 def test_a_second_process_on_a_run_folder_names_the_first(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from pausebench.results.run_folder import RunFolder
+    from pausebench.runs.folder import RunFolder
 
     tiny = f"{TINY_PRETRAIN} seed=7 runs={made}"
     assert typed(f"pretrain world=count20 {tiny} quiet=true") == 0

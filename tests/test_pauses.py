@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 
+from pausebench.config.groups import AttentionKind, Placement
 from pausebench.data.batch import Batch
-from pausebench.groups import AttentionKind, Placement
 from pausebench.model.attention import AttentionMask
 from pausebench.model.decoder import Decoder
 from pausebench.pauses import (

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from pausebench import cli
-from pausebench.commands import runs
 from pausebench.data import task_rows
-from pausebench.results.run_folder import write_json
+from pausebench.runs import lineage
+from pausebench.runs.folder import write_json
 
 HEAVY = ("torch", "datasets", "wandb", "pyarrow", "scipy", "matplotlib", "transformers", "sklearn", "pandas")
 RUN = """
@@ -70,7 +70,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     count(task_rows, "_read")
     count(task_rows, "encode")
     count(ConfigLoaderImpl, "load_sweep_config")
-    count(runs, "read_json")
+    count(lineage, "read_json")
     return calls
 
 
@@ -102,8 +102,8 @@ def test_a_manifest_is_read_once_for_all_that_look_for_a_parent_until_it_changes
         path.parent.mkdir()
         write_json(path, {"seed": 1})
     for _ in range(3):
-        assert [runs._manifest(path.parent)["seed"] for path in paths] == [1, 1]
+        assert [lineage._manifest(path.parent)["seed"] for path in paths] == [1, 1]
     assert counted["read_json"] == 2
     write_json(paths[0], {"seed": 2})
-    assert [runs._manifest(path.parent)["seed"] for path in paths] == [2, 1]
+    assert [lineage._manifest(path.parent)["seed"] for path in paths] == [2, 1]
     assert counted["read_json"] == 3

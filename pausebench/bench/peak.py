@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 
 from pausebench.bench.contest import seconds
-from pausebench.groups import ModelConfig
+from pausebench.config.groups import ModelConfig
 from pausebench.training.device import PEAK_FLOPS
 
 SECONDS_A_SHAPE = 0.5

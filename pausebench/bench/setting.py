@@ -13,18 +13,18 @@ from typing import Any
 import torch
 
 from pausebench.bench.contest import OURS, Contender, seconds
-from pausebench.commands import runs
 from pausebench.commands.pretrain import open_batches, open_text
-from pausebench.config import BenchConfig
+from pausebench.config.commands import BenchConfig
+from pausebench.config.groups import AttentionKind, PauseConfig, Precision, TaskConfig, TrackingConfig, TrainConfig
+from pausebench.config.training import FinetuneConfig, PretrainConfig
+from pausebench.console import Progress
 from pausebench.data.batch import ALL, Batch, Batches
 from pausebench.data.tokenizer import Tokenizer
 from pausebench.data.vocabulary import open_tokenizer
-from pausebench.groups import AttentionKind, PauseConfig, Precision, TaskConfig, TrackingConfig, TrainConfig
 from pausebench.model.decoder import Decoder
-from pausebench.results.run_folder import RunFolder
-from pausebench.stages import FinetuneConfig, PretrainConfig
+from pausebench.runs.folder import RunFolder
+from pausebench.training import start
 from pausebench.training.parallel import ALONE
-from pausebench.training.progress import Progress
 from pausebench.training.tracking import Tracker
 
 OFF = TrackingConfig(enabled=False)
@@ -115,7 +115,7 @@ class Setting:
 
     def build(self, config: PretrainConfig | FinetuneConfig) -> Decoder:
         """Our decoder as training builds it, on this bench's device."""
-        return runs.build_model(config, self.tokenizer, self.device, ALONE).to(self.device)
+        return start.build_model(config, self.tokenizer, self.device, ALONE).to(self.device)
 
     def folder(self, command: str) -> RunFolder:
         """A new run folder in ``scratch``."""
@@ -146,7 +146,7 @@ class OurTraining:
         self._making = (time.perf_counter() - began) / made_together if made_together else 0.0
         folder, progress = setting.folder("bench"), Progress("bench", config.train.steps, quiet=True)
         tracker = Tracker(OFF, folder.path, "bench", {}, {}, progress)
-        self._trainer = runs.build_trainer(folder, config, model, batches, setting.device, tracker, progress, ALONE)
+        self._trainer = start.build_trainer(folder, config, model, batches, setting.device, tracker, progress, ALONE)
 
     def steps(self, count: int) -> None:
         for _ in range(count):

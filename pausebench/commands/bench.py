@@ -18,12 +18,12 @@ from pausebench.bench import peak, table
 from pausebench.bench.contest import Line
 from pausebench.bench.setting import Setting
 from pausebench.bench.workloads import WORKLOADS
-from pausebench.config import BenchConfig
+from pausebench.config.commands import BenchConfig
+from pausebench.config.options import identity_fields
+from pausebench.console import Progress
 from pausebench.errors import Interrupted
-from pausebench.options import identity_fields
-from pausebench.results.run_folder import run_name, write_atomically, write_json
+from pausebench.runs.folder import run_name, write_atomically, write_json
 from pausebench.training.device import choose_device, cpu_threads, describe
-from pausebench.training.progress import Progress
 
 VERSIONED = ("torch", "transformers", "accelerate", "litgpt")
 

@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
-from pausebench.commands import runs
+from pausebench import stop
 from pausebench.commands.finetune import check_length, length_limit, say_skipped
-from pausebench.config import EvaluateConfig
+from pausebench.config.commands import EvaluateConfig
+from pausebench.config.groups import PauseVisibility, Placement
+from pausebench.config.options import plain
+from pausebench.config.training import FinetuneConfig
+from pausebench.console import Progress
 from pausebench.data.task_rows import DatasetRows, open_task
 from pausebench.data.vocabulary import open_tokenizer
 from pausebench.errors import BadInput, Interrupted
-from pausebench.groups import Arithmetic, PauseVisibility, Placement
-from pausebench.options import plain
-from pausebench.results.run_folder import RunFolder, read_json, run_name, write_atomically, write_json
-from pausebench.stages import FinetuneConfig
+from pausebench.runs import lineage
+from pausebench.runs.folder import RunFolder, read_json, write_atomically, write_json
 from pausebench.tasks import TASKS
-from pausebench.training import stop
-from pausebench.training.progress import Progress
 from pausebench.training.tracking import SCORES, Tracker, reference
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 def run(config: EvaluateConfig) -> dict[str, Any]:
     """Score every M asked for that has no result yet; the model is loaded once."""
-    run_path = runs.existing_run(config.runs, "finetune", config.run)
+    run_path = lineage.existing_run(config.runs, "finetune", config.run)
     manifest, trained = read_json(run_path / "manifest.json"), read_json(run_path / "result.json")
     finetuned = load_finetune_config(run_path)
     if config.filler is None:
@@ -46,12 +46,12 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     RunFolder(run_path.parent.parent, "finetune", run_path.name).check_fingerprint(
         fingerprint, config.allow_changed, "allow_changed=true"
     )
-    parent = replace(runs.RANDOM, name=manifest["parent"], length=manifest["pretrained_length"])
+    parent = replace(lineage.RANDOM, name=manifest["parent"], length=manifest["pretrained_length"])
     counts = config.pause_counts(finetuned.pauses)
     for m in counts:
         check_length(finetuned, rows, tokenizer, parent, m, "mt")
     placement = evaluated_placement(config, finetuned)
-    folders = {m: evaluate_folder(config, run_path.name, placement, m) for m in counts}
+    folders = {m: lineage.evaluate_folder(config, run_path.name, placement, m) for m in counts}
     progress = Progress(run_path.name, 0, config.quiet)
     say_skipped(rows, progress)
     todo = [m for m in counts if folders[m].result is None]
@@ -167,19 +167,6 @@ def evaluated_layout(config: EvaluateConfig, finetuned: FinetuneConfig, tokenize
     return replace(
         layout, placement=evaluated_placement(config, finetuned), pause_id=filler_id(config.filler, tokenizer)
     )
-
-
-def evaluate_folder(config: EvaluateConfig, run: str, placement: Placement, m: int) -> RunFolder:
-    """Where the result for one M of one finetune run stands; ``config.filler`` has to be filled in."""
-    assert config.filler is not None
-    identity: dict[str, Any] = {"run": run, "m": m}
-    if m > 0:
-        identity |= {"filler": config.filler, "placement": placement.value}
-    if config.limit is not None:
-        identity["limit"] = config.limit
-    if config.precision is not Arithmetic.exact:
-        identity["precision"] = config.precision.value
-    return RunFolder(config.runs, "evaluate", run_name(f"{run.rpartition('-')[0]}-m{m}", identity))
 
 
 def load_finetune_config(run: Path) -> FinetuneConfig:

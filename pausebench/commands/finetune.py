@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pausebench.commands import runs
-from pausebench.data.lengths import encode
+from pausebench import stop
+from pausebench.config.groups import LengthLimit
+from pausebench.config.training import FinetuneConfig
+from pausebench.console import Progress
+from pausebench.data.examples import encode
 from pausebench.data.task_rows import DatasetRows, GeneratedRows, open_task
 from pausebench.data.vocabulary import open_tokenizer
 from pausebench.errors import BadInput
-from pausebench.groups import LengthLimit
-from pausebench.results.run_folder import RunFolder
-from pausebench.stages import FinetuneConfig
+from pausebench.runs import lineage
+from pausebench.runs.folder import RunFolder
 from pausebench.tasks import TASKS
-from pausebench.training import stop
-from pausebench.training.progress import Progress
+from pausebench.training import start
 
 if TYPE_CHECKING:
     from pausebench.data.batch import Batches, Share
@@ -25,11 +26,11 @@ if TYPE_CHECKING:
 def run(config: FinetuneConfig) -> dict[str, Any]:
     """Train to the last step, or return the result that is already there."""
     rows, tokenizer = open_task(config), open_tokenizer(config)
-    parent = runs.find_parent(config, tokenizer.fingerprint)
-    folder = runs.finetune_folder(config, parent)
+    parent = lineage.find_parent(config, tokenizer.fingerprint)
+    folder = lineage.finetune_folder(config, parent)
     if folder.result is not None:
         folder.check_fingerprint(rows.fingerprint(config.seed), config.data.allow_changed, "data.allow_changed=true")
-        progress = runs.progress(folder, config)
+        progress = start.progress(folder, config)
         say_skipped(rows, progress)
         return progress.already_done(folder, config.profile)
     return _train(folder, config, rows, tokenizer, parent)
@@ -40,7 +41,7 @@ def _train(
     config: FinetuneConfig,
     rows: GeneratedRows | DatasetRows,
     tokenizer: Tokenizer,
-    parent: runs.Parent,
+    parent: lineage.Parent,
 ) -> dict[str, Any]:
     from pausebench.data.batches import RowLayout
     from pausebench.training import checkpoint
@@ -54,21 +55,21 @@ def _train(
         layout = RowLayout.of(config, task, tokenizer)
         fingerprint = rows.fingerprint(config.seed)
         folder.check_fingerprint(fingerprint, config.data.allow_changed, "data.allow_changed=true")
-        progress = runs.progress(folder, config)
+        progress = start.progress(folder, config)
         if ranks.is_first:
             say_skipped(rows, progress)
         with ranks.on_first(folder.locked()), stop.watched(), cpu_threads(config.threads):
-            model = runs.build_model(config, tokenizer, device, ranks)
+            model = start.build_model(config, tokenizer, device, ranks)
             if parent.checkpoint is not None:
                 checkpoint.load_weights(parent.checkpoint, model)
             batches, lengths = open_batches(config, rows, layout, tokenizer, parent, ranks.share)
-            runs.write_manifest(
+            start.write_manifest(
                 folder,
                 config,
                 model,
                 device,
                 ranks,
-                variant=runs.variant(parent.pretraining, config.pauses),
+                variant=lineage.variant(parent.pretraining, config.pauses),
                 pretraining=parent.pretraining,
                 parent=parent.name,
                 pretraining_seed=parent.seed,
@@ -84,7 +85,7 @@ def _train(
                 tokens_per_step=batches.batch(1).input_ids.numel(),
                 **lengths,
             )
-            result = runs.train(folder, config, model, batches, device, progress, ranks, group=task.name)
+            result = start.train(folder, config, model, batches, device, progress, ranks, group=task.name)
         return progress.done(folder, result)
 
 
@@ -99,7 +100,7 @@ def open_batches(
     rows: GeneratedRows | DatasetRows,
     layout: RowLayout,
     tokenizer: Tokenizer,
-    parent: runs.Parent,
+    parent: lineage.Parent,
     share: Share,
 ) -> tuple[Batches, dict[str, int]]:
     """The training batches, and how many rows of the training split were cut to fit or left out of them."""
@@ -115,7 +116,7 @@ def open_batches(
     }
 
 
-def length_limit(config: FinetuneConfig, parent: runs.Parent) -> tuple[int, str]:
+def length_limit(config: FinetuneConfig, parent: lineage.Parent) -> tuple[int, str]:
     """(The most tokens a row may have, why)."""
     limit = config.model.max_positions
     if config.length_limit is LengthLimit.pretrained and parent.length is not None and parent.length < limit:
@@ -127,7 +128,7 @@ def check_length(
     config: FinetuneConfig,
     rows: GeneratedRows | DatasetRows,
     tokenizer: Tokenizer,
-    parent: runs.Parent,
+    parent: lineage.Parent,
     pauses: int,
     name: str,
 ) -> None:

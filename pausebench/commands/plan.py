@@ -1,6 +1,6 @@
 """``pausebench plan``: what a study would cost before anybody runs it. Trains nothing, writes nothing but ``json=``.
 
-The cells are those of ``reproduce``; the arithmetic is ``results.cost``, the rows' lengths come from ``row_lengths``.
+The cells are those of ``reproduce``; the arithmetic is ``study.cost``, the rows' lengths come from ``row_lengths``.
 """
 
 from __future__ import annotations
@@ -15,15 +15,21 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from pausebench.commands.row_lengths import SAMPLED_ROWS, length_limit, row_lengths, vocabulary
-from pausebench.commands.study_plan import Cells, Plan, build_plan, study_seeds
-from pausebench.config import PlanConfig
-from pausebench.groups import Source, TokenizerKind
+from pausebench.config.commands import PlanConfig
+from pausebench.config.groups import Source, TokenizerKind
+from pausebench.config.training import FinetuneConfig, PretrainConfig, TrainingConfig
 from pausebench.model.flops import matrix_weights, parameters, training_flops_per_token
-from pausebench.results import cost
-from pausebench.results.cost import Cost, Device, Layout, PlannedCell, RowLengths
-from pausebench.results.run_folder import write_json
-from pausebench.stages import FinetuneConfig, PretrainConfig, TrainingConfig
+from pausebench.runs.folder import write_json
+from pausebench.study import cost
+from pausebench.study.cost import (
+    Cost,
+    Device,
+    Layout,
+    PlannedCell,
+    RowLengths,
+)
+from pausebench.study.plan import Cells, Plan, build_plan, study_seeds
+from pausebench.study.row_lengths import SAMPLED_ROWS, length_limit, row_lengths, vocabulary
 from pausebench.training.device import peak_flops
 
 TOKENS_A_PARAMETER = 20  # Hoffmann et al. 2022

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pausebench.commands import prepared_text, runs
-from pausebench.data import corpus
+from pausebench import stop
+from pausebench.config.training import PretrainConfig
+from pausebench.data import corpus, shards
 from pausebench.data.corpus import Corpus
-from pausebench.data.embedded import World, build_world, corpus_fingerprint
 from pausebench.data.shards import PreparedText
 from pausebench.data.vocabulary import open_tokenizer
-from pausebench.results.run_folder import RunFolder
-from pausebench.stages import PretrainConfig
-from pausebench.training import stop
+from pausebench.runs import lineage
+from pausebench.runs.folder import RunFolder
+from pausebench.training import start
+from pausebench.worlds.counting import World, build_world, corpus_fingerprint
 
 if TYPE_CHECKING:
     from pausebench.data.batch import Batches, Share
@@ -21,11 +22,11 @@ if TYPE_CHECKING:
 
 def run(config: PretrainConfig) -> dict[str, Any]:
     """Train to the last step, or return the result that is already there."""
-    folder = runs.pretrain_folder(config)
+    folder = lineage.pretrain_folder(config)
     if folder.result is not None:
         fingerprint, _ = open_text(config, open_tokenizer(config))
         folder.check_fingerprint(fingerprint, config.data.allow_changed, "data.allow_changed=true")
-        return runs.progress(folder, config).already_done(folder, config.profile)
+        return start.progress(folder, config).already_done(folder, config.profile)
     return _train(folder, config)
 
 
@@ -39,10 +40,10 @@ def _train(folder: RunFolder, config: PretrainConfig) -> dict[str, Any]:
         fingerprint, text = open_text(config, tokenizer)
         batches = open_batches(config, text, tokenizer, ranks.share)
         folder.check_fingerprint(fingerprint, config.data.allow_changed, "data.allow_changed=true")
-        progress = runs.progress(folder, config)
+        progress = start.progress(folder, config)
         with ranks.on_first(folder.locked()), stop.watched(), cpu_threads(config.threads):
-            model = runs.build_model(config, tokenizer, device, ranks)
-            runs.write_manifest(
+            model = start.build_model(config, tokenizer, device, ranks)
+            start.write_manifest(
                 folder,
                 config,
                 model,
@@ -57,7 +58,7 @@ def _train(folder: RunFolder, config: PretrainConfig) -> dict[str, Any]:
                 data_fingerprint=fingerprint,
                 tokens_per_step=config.train.batch_size * (config.sequence_length or 0),
             )
-            result = runs.train(folder, config, model, batches, device, progress, ranks, group=config.corpus_name)
+            result = start.train(folder, config, model, batches, device, progress, ranks, group=config.corpus_name)
         return progress.done(folder, result)
 
 
@@ -67,7 +68,7 @@ def open_text(config: PretrainConfig, tokenizer: Tokenizer) -> tuple[str, World 
         world = build_world(config.world)
         return corpus_fingerprint(world, config.seed), world
     if config.corpus.prepared:
-        prepared = prepared_text.find(config, tokenizer)
+        prepared = shards.find(config, tokenizer)
         return prepared.fingerprint, prepared
     text = corpus.open_corpus(config)
     return corpus.fingerprint(text, tokenizer.fingerprint), text

@@ -7,9 +7,9 @@ from typing import Any
 
 from rich.console import Console
 
-from pausebench.config import ReportConfig
-from pausebench.results.page import read_runs, write_page
-from pausebench.results.tables import print_studies
+from pausebench.config.commands import ReportConfig
+from pausebench.report.page import read_runs, write_page
+from pausebench.report.terminal import print_studies
 
 
 def run(config: ReportConfig) -> dict[str, Any]:

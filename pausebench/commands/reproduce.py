@@ -1,6 +1,6 @@
 """``pausebench reproduce``: plan, run, resume and report a study.
 
-The plan (``commands.study_plan``) is at most three stages of cells; each cell is the overrides of ONE command that a
+The plan (``study.plan``) is at most three stages of cells; each cell is the overrides of ONE command that a
 user could type. Unfinished cells of a stage go to the Hydra launcher named on the command line; what is done stands in
 the run folders, so the same command picks up whatever an earlier one left.
 """
@@ -21,19 +21,18 @@ from typing import Any
 
 from rich.console import Console
 
-from pausebench.commands.command_lines import as_commands
-from pausebench.commands.live import StudyView, watching
-from pausebench.commands.panels import typed_lists
-from pausebench.commands.study_plan import Cell, Cells, Plan, build_plan, chosen_names
-from pausebench.config import ReproduceConfig
+from pausebench import stop
+from pausebench.config.commands import ReproduceConfig
+from pausebench.config.groups import Source
+from pausebench.config.options import plain
 from pausebench.errors import Interrupted, PausebenchError, RunFailed
-from pausebench.groups import Source
-from pausebench.options import plain
-from pausebench.results import slurm
-from pausebench.results.page import read_runs, write_page
-from pausebench.results.run_folder import RunFolder, read_json, run_name, write_json
-from pausebench.results.tables import print_studies
-from pausebench.training import stop
+from pausebench.report.page import read_runs, write_page
+from pausebench.report.terminal import print_studies
+from pausebench.runs import slurm
+from pausebench.runs.folder import RunFolder, read_json, run_name, write_json
+from pausebench.study.arms import typed_lists
+from pausebench.study.plan import Cell, Cells, Plan, as_commands, build_plan, chosen_names
+from pausebench.study.view import StudyView, watching
 
 console = Console(stderr=True, highlight=False)
 

@@ -8,17 +8,17 @@ from typing import Any
 import torch
 
 from pausebench.commands.finetune import length_limit
-from pausebench.commands.runs import RANDOM
+from pausebench.config.groups import PauseVisibility
+from pausebench.config.training import ShowConfig
 from pausebench.data.batches import EncodedExamples, RowLayout
-from pausebench.data.lengths import encode, fit
+from pausebench.data.examples import encode, fit
 from pausebench.data.task_rows import GeneratedRows, open_task
 from pausebench.data.tokenizer import Tokenizer
 from pausebench.data.vocabulary import open_tokenizer
 from pausebench.errors import BadInput
-from pausebench.groups import PauseVisibility
 from pausebench.model.attention import AttentionMask
 from pausebench.pauses import IGNORE_INDEX, Role, Rows
-from pausebench.stages import ShowConfig
+from pausebench.runs.lineage import RANDOM
 from pausebench.tasks import TASKS, Example
 
 # Tokens shown of a long part, its first and its last: in the list of tokens, and in the picture of the mask.

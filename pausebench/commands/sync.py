@@ -13,9 +13,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from pausebench.config import SyncConfig
+from pausebench.config.commands import SyncConfig
 from pausebench.errors import BadInput, RunFailed
-from pausebench.results.run_folder import RunFolder
+from pausebench.runs.folder import RunFolder
 from pausebench.training import tracking
 
 

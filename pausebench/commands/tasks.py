@@ -7,13 +7,13 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from pausebench.config import TasksConfig
-from pausebench.data.english import EnglishWorld
+from pausebench.config.commands import TasksConfig
+from pausebench.config.help import choices, conf_dir
+from pausebench.config.training import FinetuneConfig
 from pausebench.data.files import read_split
 from pausebench.errors import BadInput
-from pausebench.help import choices, conf_dir
-from pausebench.stages import FinetuneConfig
 from pausebench.tasks import TASKS, Dataset, Task
+from pausebench.worlds.english import EnglishWorld
 
 MODELS = ("tiny", "small", "130m", "1b")
 LINE = "{:<19}{:<9}{:<19}{:<32}{:>3}  {}"

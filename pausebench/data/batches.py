@@ -15,20 +15,19 @@ import torch
 from torch import Tensor
 
 from pausebench import pauses
+from pausebench.config.groups import AttentionKind, PauseVisibility, Placement, Trim, WorldConfig
+from pausebench.config.training import FinetuneConfig, PretrainConfig
 from pausebench.data.batch import ALL, Batch, Batches, Share
 from pausebench.data.corpus import TRAIN, VALIDATION, Corpus, PackedRows, TextRows, shuffled
-from pausebench.data.embedded import VALIDATION_SEED, World
-from pausebench.data.lengths import Tokens, encode, fit
-from pausebench.data.packing import PackedExamples, pack
+from pausebench.data.examples import PackedExamples, Tokens, encode, fit, pack
 from pausebench.data.shards import PreparedText
 from pausebench.data.task_rows import DatasetRows, GeneratedRows
 from pausebench.data.tokenizer import Tokenizer, pad
 from pausebench.errors import BadInput
-from pausebench.groups import AttentionKind, PauseVisibility, Placement, Trim, WorldConfig
 from pausebench.model.attention import AttentionMask
 from pausebench.pauses import Role
-from pausebench.stages import FinetuneConfig, PretrainConfig
 from pausebench.tasks import TASKS, Task
+from pausebench.worlds.counting import VALIDATION_SEED, World
 
 BLOCK_ROWS = 2048  # rows of a generated world made together
 BLOCK_TOKENS = 65536  # the same for packed text
@@ -231,7 +230,7 @@ class RowLayout:
         return Batch(rows.input_ids, rows.labels, self.mask(rows), last, rows.positions, text=_is_text(rows.roles))
 
     def packed_batch(self, examples: EncodedExamples) -> Batch:
-        """Several examples a row (``data.packing``)."""
+        """Several examples a row (``data.examples.pack``)."""
         packed = pack(self.finetuning_rows(examples), self.pad_id)
         mask, text = self.mask(packed, packed.documents), _is_text(packed.roles)
         return Batch(packed.input_ids, packed.labels, mask, packed.input_ids.shape[1], packed.positions, text=text)

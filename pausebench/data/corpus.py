@@ -20,13 +20,13 @@ from typing import IO, TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 
+from pausebench.config.groups import Source, TokenizerKind
+from pausebench.config.training import TextConfig
 from pausebench.counter_rng import uniform_array
 from pausebench.data import files, hub
-from pausebench.data.english import EnglishWorld
 from pausebench.data.tokenizer import Tokenizer
 from pausebench.errors import BadInput
-from pausebench.groups import Source, TokenizerKind
-from pausebench.stages import TextConfig
+from pausebench.worlds.english import EnglishWorld
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -2,7 +2,7 @@
 
     SPLIT/00000-00000.bin   ids of whole documents, little-endian uint16 or uint32, an end token behind each document
     SPLIT/00000-00000.sums  xxh3 (64 bits, little-endian) of every ``BLOCK`` bytes of it
-    SPLIT/00000.json        a record for every shard that one part of the source has given (``data.shard_writer``)
+    SPLIT/00000.json        a record for every shard that one part of the source has given
     index.json              all records in the order of the source; written last
 
 Invariant: no token is handed out that was not checked. The fingerprint is that of the index, a record has the checksum
@@ -14,6 +14,10 @@ from __future__ import annotations
 import hashlib
 import json
 import mmap
+import os
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -21,11 +25,17 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from pausebench.config.options import identity_fields
+from pausebench.config.training import TextConfig
 from pausebench.counter_rng import permuted
+from pausebench.data.tokenizer import Tokenizer
 from pausebench.errors import BadInput, RunFailed
+from pausebench.runs import lineage
+from pausebench.runs.folder import RunFolder, run_name, temporary_path, write_whole
 
 if TYPE_CHECKING:
     from torch import Tensor
+
 
 # A row of 2048 uint16 tokens lies in one or two blocks: checking it reads 5 times as much as the row on average,
 # and the sums of 200 billion tokens take 200 MB. With blocks of 64 KiB it were 17 times and 50 MB.
@@ -183,3 +193,188 @@ class PreparedRows:
         numbers = torch.arange(start, start + count)
         blocks = permuted(self._seed, "block order", numbers // self.blocks, numbers % self.blocks, self.blocks)
         return torch.from_numpy(self._stream.read((blocks * self._length).numpy(), self._length))
+
+
+# ------------------------------
+# Where prepared text stands in the run root, and how a pretraining finds it: by corpus, source and tokenizer.
+
+
+def folder_of(config: TextConfig, tokenizer: Tokenizer) -> RunFolder:
+    """runs/prepare/CORPUS-TOKENIZER-HASH: the same for every command with this corpus, source and tokenizer."""
+    corpus = identity_fields(config.corpus)
+    for name in ("prepared", "document_mask"):  # how a training reads it
+        corpus.pop(name, None)
+    identity = {"corpus": corpus, "source": config.data.source.value, "tokenizer": tokenizer.fingerprint}
+    name = run_name(f"{config.corpus.name}-{config.tokenizer.kind.value}", identity)
+    return RunFolder(config.runs, "prepare", name)
+
+
+def command(config: TextConfig) -> str:
+    """What to type to prepare this text."""
+    words = [
+        *lineage.source_overrides(config.data),
+        *lineage.corpus_overrides(config.corpus),
+        *lineage.tokenizer_overrides(config.tokenizer),
+    ]
+    if config.runs != "runs":
+        words.append(lineage.override("runs", config.runs))
+    return " ".join(["pausebench prepare", *words])
+
+
+def find(config: TextConfig, tokenizer: Tokenizer) -> PreparedText:
+    """The prepared text of a config. Raises ``BadInput`` where it is absent, unfinished or damaged."""
+    folder = folder_of(config, tokenizer)
+    result = folder.result
+    if result is None:
+        state = "is not finished" if folder.path.exists() else "does not exist"
+        raise BadInput(
+            f"corpus.prepared=true: {folder.path} {state}. Make it with\n  {command(config)}\n"
+            "or leave corpus.prepared out: the text is then read and tokenised while training."
+        )
+    return PreparedText(folder.path, result["fingerprint"], command(config))
+
+
+# ------------------------------
+# Writing prepared text: one part of the source (a file) at a time, so that parts can be written side by side.
+
+ENCODED_TOGETHER = 128  # documents; what is lost when the writing is stopped ends with the shard, not here
+
+
+class Part(NamedTuple):
+    """What is recorded of a part: its shards so far, and whether they are all."""
+
+    shards: list[Shard]
+    done: bool = False
+
+    @property
+    def documents(self) -> int:
+        return sum(shard.documents for shard in self.shards)
+
+    @property
+    def tokens(self) -> int:
+        return sum(shard.tokens for shard in self.shards)
+
+
+def part_path(folder: Path, split: str, number: int) -> Path:
+    return folder / split / f"{number:05d}.json"
+
+
+def read_part(folder: Path, split: str, number: int, dtype: str) -> Part:
+    """The record of a part, cut off at the first shard that is gone or has another size; it can be written again."""
+    try:
+        content = json.loads(part_path(folder, split, number).read_text())
+        shards = [Shard(**record) for record in content["shards"]]
+        done = bool(content["done"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return Part([])
+    whole = next((count for count, shard in enumerate(shards) if damaged(folder, shard, dtype)), len(shards))
+    return Part(shards[:whole], done and whole == len(shards))
+
+
+def recorded_totals(folder: Path) -> tuple[int, int, int]:
+    """(shards, documents, tokens) of all records in a prepared folder."""
+    shards = [
+        Shard(**record) for path in folder.glob("*/[0-9]*.json") for record in json.loads(path.read_text())["shards"]
+    ]
+    return len(shards), sum(shard.documents for shard in shards), sum(shard.tokens for shard in shards)
+
+
+def temporaries(folder: Path) -> list[Path]:
+    """What a killed process has left unnamed."""
+    return list(folder.glob("*/.*.tmp"))
+
+
+def write_part(
+    folder: Path,
+    split: str,
+    number: int,
+    documents: Iterator[str],
+    tokenizer: Tokenizer,
+    *,
+    has_ends: bool,
+    shard_tokens: int,
+    advance: Callable[[int, int], None],
+) -> None:
+    """Write what is missing of a part. A shard is closed before the document with which it would pass ``shard_tokens``;
+    a longer document has a shard of its own.
+
+    ``advance`` is told the part's documents and tokens so far, unsaved ones included; what it raises ends the writing.
+    Raises ``OSError`` where the disk refuses; what was recorded stays.
+    """
+    dtype = token_type(tokenizer.vocab_size)
+    part = read_part(folder, split, number, dtype)
+    if part.done:
+        return
+    shards, end = part.shards, [tokenizer.end_id] if has_ends else []
+    open_shard = _OpenShard(folder, f"{split}/{number:05d}-{len(shards):05d}.bin", part.documents)
+    rest = islice(documents, part.documents, None)
+    try:
+        while texts := list(islice(rest, ENCODED_TOGETHER)):
+            for ids in tokenizer.encode_lists(texts):
+                tokens = np.array(ids + end, dtype)
+                if open_shard.documents and open_shard.tokens + len(tokens) > shard_tokens:
+                    shards.append(open_shard.close())
+                    _write_record(part_path(folder, split, number), Part(shards))
+                    name = f"{split}/{number:05d}-{len(shards):05d}.bin"
+                    open_shard = _OpenShard(folder, name, part.documents)
+                open_shard.add(tokens)
+            advance(part.documents + open_shard.documents, part.tokens + open_shard.tokens)
+        if open_shard.tokens:
+            shards.append(open_shard.close())
+        _write_record(part_path(folder, split, number), Part(shards, done=True))
+    finally:
+        open_shard.discard()
+
+
+def _write_record(path: Path, part: Part) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {"done": part.done, "shards": [shard._asdict() for shard in part.shards]}
+    write_whole(path, (json.dumps(content, indent=1) + "\n").encode())
+
+
+class _OpenShard:
+    """A shard that is being written under another name; the file is made with its first token."""
+
+    def __init__(self, folder: Path, name: str, first_document: int) -> None:
+        self.name, self.path, self.first_document = name, folder / name, first_document
+        self.documents = self.tokens = 0
+        self._file: Any = None
+        self._unsummed = bytearray()
+        self._sums: list[int] = []
+
+    def add(self, tokens: NDArray[Any]) -> None:
+        """One document."""
+        if self._file is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = temporary_path(self.path).open("wb")
+        content = tokens.tobytes()
+        self._file.write(content)
+        self._unsummed += content
+        self._sum(len(self._unsummed) // BLOCK)
+        self.documents += 1
+        self.tokens += len(tokens)
+
+    def close(self) -> Shard:
+        """Give the shard its name; what is returned may then be recorded."""
+        self._sum(-(-len(self._unsummed) // BLOCK))
+        sums = np.array(self._sums, "<u8").tobytes()
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        write_whole(sums_path(self.path), sums)
+        os.replace(temporary_path(self.path), self.path)
+        checksum = xxhash.xxh3_128_hexdigest(sums)
+        return Shard(self.name, self.first_document, self.documents, self.tokens, checksum)
+
+    def discard(self) -> None:
+        """Remove what has no name yet."""
+        if self._file is not None:
+            with suppress(OSError):
+                self._file.close()
+            with suppress(OSError):
+                temporary_path(self.path).unlink(missing_ok=True)
+
+    def _sum(self, blocks: int) -> None:
+        for block in range(blocks):
+            self._sums.append(xxhash.xxh3_64_intdigest(self._unsummed[block * BLOCK : (block + 1) * BLOCK]))
+        del self._unsummed[: blocks * BLOCK]

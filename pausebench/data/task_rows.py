@@ -18,16 +18,16 @@ from typing import Any
 
 import numpy as np
 
+from pausebench.config.groups import OnBadRow, Source, WorldConfig
+from pausebench.config.training import FinetuneConfig
 from pausebench.counter_rng import uniform_array
 from pausebench.data import files, hub
-from pausebench.data.embedded import TEST_SEED, VALIDATION_SEED, build_world, task_fingerprint
-from pausebench.data.english import EnglishWorld
-from pausebench.data.lengths import EncodedExample, encode
+from pausebench.data.examples import EncodedExample, encode
 from pausebench.data.tokenizer import Tokenizer
 from pausebench.errors import BadInput
-from pausebench.groups import OnBadRow, Source, WorldConfig
-from pausebench.stages import FinetuneConfig
 from pausebench.tasks import TASKS, Dataset, Example, Row, Task
+from pausebench.worlds.counting import TEST_SEED, VALIDATION_SEED, build_world, task_fingerprint
+from pausebench.worlds.english import EnglishWorld
 
 VALIDATION_SHARE = 20  # one training row in so many is held out for the validation loss
 VALIDATION_MOST = 512

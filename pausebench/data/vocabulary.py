@@ -14,11 +14,11 @@ from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 
+from pausebench.config.groups import Source, TokenizerKind
+from pausebench.config.training import TextConfig
 from pausebench.data import corpus, hub
-from pausebench.data.embedded import build_world
 from pausebench.data.tokenizer import BpeTokenizer, ByteTokenizer, Tokenizer, train_bpe
-from pausebench.groups import Source, TokenizerKind
-from pausebench.stages import TextConfig
+from pausebench.worlds.counting import build_world
 
 GPT2_HUB_ID = "openai-community/gpt2"
 GPT2_REVISION = "607a30d783dfa663caf39e06633721c8d4cfcd7e"

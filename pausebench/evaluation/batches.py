@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from pausebench.data.lengths import Tokens
+from pausebench.data.examples import Tokens
 
 CACHE_BYTES = 2**31
 MOST_ROWS = 256  # products gain little from more rows

@@ -16,16 +16,13 @@ from typing import Any, NamedTuple
 
 import torch
 
+from pausebench.config.groups import Arithmetic, AttentionKind, PauseVisibility, Placement
 from pausebench.data.batches import EncodedExamples, RowLayout
-from pausebench.data.lengths import Tokens, encode, fit
+from pausebench.data.examples import Tokens, encode, fit
 from pausebench.data.tokenizer import Tokenizer
 from pausebench.evaluation.batches import Reading, Together, reading_batches
-from pausebench.evaluation.generate import Answer, decode
-from pausebench.evaluation.intervals import macro_f1_estimate, mean_estimate
-from pausebench.evaluation.metrics import CHOICE_METRICS, METRICS
-from pausebench.evaluation.prefill import Prefill, prefill
-from pausebench.evaluation.score import target_log_likelihoods
-from pausebench.groups import Arithmetic, AttentionKind, PauseVisibility, Placement
+from pausebench.evaluation.generate import Answer, Prefill, decode, prefill, target_log_likelihoods
+from pausebench.evaluation.metrics import CHOICE_METRICS, METRICS, macro_f1_estimate, mean_estimate
 from pausebench.model.cache import slot_bytes
 from pausebench.model.decoder import Decoder
 from pausebench.model.flops import inference_flops, scoring_flops
@@ -56,7 +53,7 @@ class Evaluator:
 
     Rows never pass ``max_length`` tokens. Behind the pauses an answer has room for its length where the task fixes
     that, for the longest candidate where it is scored, else for an eighth of ``max_length``; a prefix that leaves less
-    is cut (``data.lengths``). Of several windows of a context the one counts whose answer has the highest mean
+    is cut (``data.examples.fit``). Of several windows of a context the one counts whose answer has the highest mean
     log-probability a token. Decoding stops at ``max_length``; the likelihood of a target that is longer is that of its
     beginning. ``max_new_tokens``: the longest answer decoded, unless the task fixes its length. ``batch_size``: rows
     read together (None: as many as ``evaluation.batches`` takes).

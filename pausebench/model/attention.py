@@ -12,15 +12,15 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
-from pausebench.groups import AttentionKind, PauseVisibility
+from pausebench.config.groups import AttentionKind, PauseVisibility
 from pausebench.model.blockwise import BlockwiseAttention
-from pausebench.model.transfer import placed
 from pausebench.pauses import Role
 
 
@@ -252,3 +252,73 @@ def merge_heads(x: Tensor) -> Tensor:
 def causal_bias(T: int, S: int) -> Tensor:
     """float32 [T, S]: 0 where the i-th of the last T positions may look, -inf elsewhere."""
     return torch.full((T, S), -math.inf).triu_(S - T + 1)
+
+
+# ------------------------------
+# Attention under a mask by FlexAttention: one compiled kernel that skips what a mask hides, for CUDA devices.
+
+
+def block_mask(mask: AttentionMask) -> BlockMask:
+    """A mask that hides something beside the future, [B, T, T], in the blocks of the kernel."""
+    shape = mask.roles if mask.roles is not None else mask.documents
+    assert shape is not None
+    B, T = shape.shape
+    create = _compiled(create_block_mask) if shape.is_cuda else create_block_mask
+    made: BlockMask = create(sees(mask), B, None, T, T, device=shape.device)
+    return made
+
+
+def sees(mask: AttentionMask) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+    """``AttentionMask.dense`` as a function of row, head, query and key."""
+    kind, visibility, roles, documents, readouts = (
+        mask.kind,
+        mask.visibility,
+        mask.roles,
+        mask.documents,
+        mask.readouts,
+    )
+    runs = mask.runs() if visibility is PauseVisibility.readout else None
+
+    def allowed(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        seen = q >= k
+        if kind is AttentionKind.bidirectional:
+            assert roles is not None
+            seen = seen | ((roles[b, q] <= Role.PAUSE.value) & (roles[b, k] <= Role.PAUSE.value))
+        elif kind is AttentionKind.bottleneck:
+            assert roles is not None
+            seen = seen & ~((roles[b, q] == Role.TARGET.value) & (roles[b, k] == Role.PREFIX.value))
+        if visibility is not PauseVisibility.all:
+            assert roles is not None
+            by = q == k
+            if runs is not None and readouts is not None:
+                by = by | (readouts[b, q] & (runs[b, q] == runs[b, k]))
+            seen = seen & (by | (roles[b, k] != Role.PAUSE.value))
+        if documents is not None:
+            seen = seen & (documents[b, q] == documents[b, k])
+        return seen
+
+    return allowed
+
+
+def attend_flexibly(q: Tensor, k: Tensor, v: Tensor, n_heads: int, mask: BlockMask) -> Tensor:
+    """``attention.attend``: [B, T, D] each -> [B, T, D]."""
+    attention: Any = _compiled(flex_attention) if q.is_cuda else flex_attention
+    out: Tensor = attention(*(split_heads(part, n_heads) for part in (q, k, v)), block_mask=mask)
+    return merge_heads(out)
+
+
+@lru_cache(maxsize=2)
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    return torch.compile(function, dynamic=True)
+
+
+# ------------------------------
+# How tensors get to the device.
+
+
+def placed(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor on the device. Where that is a GPU, the copy is made behind what the GPU still has to do: a copy from
+    memory that is not pinned would make this process wait for all of it."""
+    if device.type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)

@@ -11,7 +11,7 @@ from copy import copy
 import torch
 from torch import Tensor
 
-from pausebench.groups import ModelConfig
+from pausebench.config.groups import ModelConfig
 from pausebench.model.attention import merge_heads, split_heads
 
 

@@ -22,10 +22,17 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
 from torch.utils.checkpoint import checkpoint
 
-from pausebench.groups import ModelConfig
-from pausebench.model.attention import AttentionMask, Documents, attend, attend_documents, take_apart
+from pausebench.config.groups import ModelConfig
+from pausebench.model.attention import (
+    AttentionMask,
+    Documents,
+    attend,
+    attend_documents,
+    attend_flexibly,
+    block_mask,
+    take_apart,
+)
 from pausebench.model.cache import KeyValueCache
-from pausebench.model.flexible import attend_flexibly, block_mask
 from pausebench.model.flops import training_flops_per_token
 
 Allowed = Tensor | Documents | BlockMask | None

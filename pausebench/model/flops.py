@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from pausebench.groups import AttentionKind, ModelConfig
+from pausebench.config.groups import AttentionKind, ModelConfig
 
 BIDIRECTIONAL = AttentionKind.bidirectional
 

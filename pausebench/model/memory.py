@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pausebench.groups import ModelConfig, Parallel, Precision
+from pausebench.config.groups import ModelConfig, Parallel, Precision
 from pausebench.model.flops import parameters
 
 FLOAT32 = 4

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from pausebench.errors import BadInput, RunFailed
 from pausebench.model.decoder import Decoder
-from pausebench.results.run_folder import disk_error, write_json
+from pausebench.runs.folder import disk_error, write_json
 from pausebench.training.parallel import ALONE, Ranks, fill, whole
 
 FOLDER = "checkpoints"

@@ -1,7 +1,7 @@
 """torch.compile where it pays: what a block does position by position, and the loss over the vocabulary.
 
 Attention stays outside, so that one compiled code serves every layer and every mask; on CUDA masks have a kernel of
-their own (``model.flexible``). Row lengths that change become symbols with the second one seen. Compiled code is cached
+their own (``model.attention``). Row lengths that change become symbols with the second one seen. Compiled code is cached
 on disk by torch (TORCHINDUCTOR_CACHE_DIR).
 
 Invariant: a compiled run rounds differently from one that is not, and in nothing else.
@@ -16,10 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pausebench.groups import AttentionKind, Compile
+from pausebench.config.groups import AttentionKind, Compile
 from pausebench.model import decoder
-from pausebench.model.attention import AttentionMask
-from pausebench.model.flexible import attend_flexibly, block_mask
+from pausebench.model.attention import AttentionMask, attend_flexibly, block_mask
 from pausebench.training.loss import Objective
 
 # FLOPs of training from which ``compile=auto`` compiles. On a CPU compiling took ten seconds and saved a twentieth of a

@@ -6,6 +6,7 @@ three products of the head's size instead of the four of recomputation. Shapes: 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,9 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pausebench.config.groups import TrainConfig
 from pausebench.data.batch import Batch
+from pausebench.model.attention import placed
 from pausebench.model.decoder import Decoder
-from pausebench.model.transfer import placed
 from pausebench.pauses import IGNORE_INDEX
 
 CHUNK_LOGITS = 1 << 26  # logits alive at once: 128 MiB in bf16, twice that in float32
@@ -119,3 +121,31 @@ def loss_to_gradient_(logits: Tensor, labels: Tensor) -> Tensor:
         rows.copy_(gradient)
         del log_probabilities, gradient  # before the next ones are made
     return total
+
+
+# ------------------------------
+# AdamW and its learning-rate schedule.
+
+
+def build_optimizer(model: Decoder, config: TrainConfig) -> torch.optim.AdamW:
+    """Fused AdamW; weight decay on matrices and embeddings, none on biases and norms."""
+    parameters = list(model.parameters())
+    return torch.optim.AdamW(
+        [
+            {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
+            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        ],
+        lr=config.lr,
+        betas=(config.beta1, config.beta2),
+        fused=True,
+    )
+
+
+def learning_rate(step: int, config: TrainConfig) -> float:
+    """Rate of optimizer step ``step`` (1 .. steps): linear warm-up to the peak, then cosine to its last share."""
+    warmup = config.warmup_steps or 0
+    if step <= warmup:
+        return config.lr * step / warmup
+    progress = (step - warmup) / max(1, config.steps - warmup)
+    cosine = 0.5 * (1 + math.cos(math.pi * progress))
+    return config.lr * (config.min_lr_fraction + (1 - config.min_lr_fraction) * cosine)

@@ -22,8 +22,8 @@ from torch import nn
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from pausebench.training.progress import Progress
-from pausebench.whole_files import write_whole
+from pausebench.console import Progress
+from pausebench.runs.folder import write_whole
 
 WARM_UP = 2  # steps before the first that counts: kernels are made, buffers and caches filled
 STEPS = 3

@@ -20,10 +20,10 @@ from types import TracebackType
 from typing import Any
 from urllib.parse import urlsplit
 
-from pausebench.groups import TrackingConfig
-from pausebench.results import published
+from pausebench.config.groups import TrackingConfig
+from pausebench.console import Progress
+from pausebench.report import published
 from pausebench.tasks import TASKS
-from pausebench.training.progress import Progress
 
 CELL = ("variant", "task", "k", "mt", "seed", "placement", "filler")
 SCORES = ("value", "stderr", "target_nll", "n")  # of an evaluation, beside all metrics of its task

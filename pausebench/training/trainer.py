@@ -17,19 +17,19 @@ from typing import Any, NamedTuple, NoReturn
 import torch
 from torch import Tensor
 
+from pausebench import stop
+from pausebench.config.groups import OnBadStep, Parallel, Precision, TrainConfig
+from pausebench.console import Progress
 from pausebench.data.batch import Batch, Batches, Prefetched
 from pausebench.errors import Interrupted, RunFailed
-from pausebench.groups import OnBadStep, Parallel, Precision, TrainConfig
 from pausebench.model.decoder import Decoder
-from pausebench.results.run_folder import RunFolder, read_metrics
-from pausebench.training import checkpoint, stop
+from pausebench.runs.folder import RunFolder, read_metrics
+from pausebench.training import checkpoint
 from pausebench.training.compiled import compile_objective
 from pausebench.training.device import peak_flops, return_freed_memory
-from pausebench.training.loss import Objective, summed_loss
-from pausebench.training.optim import build_optimizer, learning_rate
+from pausebench.training.loss import Objective, build_optimizer, learning_rate, summed_loss
 from pausebench.training.parallel import ALONE, Ranks, is_share
 from pausebench.training.profiler import Profiler
-from pausebench.training.progress import Progress
 from pausebench.training.tracking import Tracker
 
 NORM_WEIGHT = 0.02  # of the newest step in the running mean of gradient norms

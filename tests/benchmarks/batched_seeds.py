@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call, grad, stack_module_state, vmap
 
-from pausebench.groups import ModelConfig
+from pausebench.config.groups import ModelConfig
 from pausebench.model.decoder import Decoder
 
 SEEDS, ROWS, LENGTH, VOCABULARY, REPEATS = 3, 64, 37, 40, 60

@@ -18,9 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pausebench.config.groups import AttentionKind, ModelConfig, Placement
 from pausebench.data.batches import EncodedExamples, RowLayout
 from pausebench.evaluation.generate import generate
-from pausebench.groups import AttentionKind, ModelConfig, Placement
 from pausebench.model.cache import KeyValueCache
 from pausebench.model.decoder import Decoder
 from pausebench.training.device import keep_few_kernels, keep_freed_memory

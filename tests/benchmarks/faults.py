@@ -22,11 +22,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from pausebench.config.groups import ModelConfig, TrainConfig
 from pausebench.errors import RunFailed
-from pausebench.groups import ModelConfig, TrainConfig
 from pausebench.model.decoder import Decoder
 from pausebench.training import checkpoint
-from pausebench.training.optim import build_optimizer
+from pausebench.training.loss import build_optimizer
 
 MODEL = ModelConfig(name="small", n_layers=2, n_heads=2, d_model=64, d_mlp=128, max_positions=64)
 FAULTS = ("none", "cut short", "bit flipped", "disk full", "read-only")

@@ -25,14 +25,7 @@ from typing import NamedTuple
 import torch
 
 from pausebench import cli
-from pausebench.commands.runs import find_parent
-from pausebench.data.batch import Batch
-from pausebench.data.batches import DatasetBatches, RowLayout
-from pausebench.data.task_rows import DatasetRows, open_task
-from pausebench.data.tokenizer import ByteTokenizer
-from pausebench.errors import BadInput
-from pausebench.evaluation.evaluator import Evaluator
-from pausebench.groups import (
+from pausebench.config.groups import (
     AttentionKind,
     CorpusConfig,
     DataConfig,
@@ -45,13 +38,19 @@ from pausebench.groups import (
     TrackingConfig,
     TrainConfig,
 )
+from pausebench.config.options import plain
+from pausebench.config.training import FinetuneConfig
+from pausebench.data.batch import Batch
+from pausebench.data.batches import DatasetBatches, RowLayout
+from pausebench.data.task_rows import DatasetRows, open_task
+from pausebench.data.tokenizer import ByteTokenizer
+from pausebench.errors import BadInput
+from pausebench.evaluation.evaluator import Evaluator
 from pausebench.model.attention import AttentionMask
 from pausebench.model.decoder import Decoder
-from pausebench.options import plain
-from pausebench.results.run_folder import RunFolder
-from pausebench.stages import FinetuneConfig
-from pausebench.training.loss import summed_loss
-from pausebench.training.optim import build_optimizer
+from pausebench.runs.folder import RunFolder
+from pausebench.runs.lineage import find_parent
+from pausebench.training.loss import build_optimizer, summed_loss
 
 MODEL = ModelConfig("small", 2, 2, 64, 256, 4096)
 SHORT_SECONDS = 0.3  # a run below it is repeated

@@ -14,8 +14,8 @@ import time
 import torch
 
 from pausebench import pauses
+from pausebench.config.groups import AttentionKind, ModelConfig
 from pausebench.data.batch import Batch
-from pausebench.groups import AttentionKind, ModelConfig
 from pausebench.model.attention import AttentionMask
 from pausebench.model.decoder import Decoder
 from pausebench.training.loss import summed_loss

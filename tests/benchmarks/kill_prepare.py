@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from pausebench.results.run_folder import read_json
+from pausebench.runs.folder import read_json
 
 
 def start(root: str, runs: Path, workers: int) -> subprocess.Popen[bytes]:

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from pausebench.results.run_folder import read_json, read_last_metrics, read_metrics
+from pausebench.runs.folder import read_json, read_last_metrics, read_metrics
 from pausebench.training import checkpoint
 
 STEPS = 400

@@ -16,11 +16,7 @@ from pathlib import Path
 
 import torch
 
-from pausebench.data.batches import text_batches
-from pausebench.data.shard_writer import read_part, write_part
-from pausebench.data.shards import INDEX, PreparedText, index_content, index_fingerprint, token_type
-from pausebench.data.tokenizer import Tokenizer
-from pausebench.groups import (
+from pausebench.config.groups import (
     CorpusConfig,
     DataConfig,
     ModelConfig,
@@ -32,7 +28,18 @@ from pausebench.groups import (
     TrainConfig,
     Trim,
 )
-from pausebench.stages import PretrainConfig
+from pausebench.config.training import PretrainConfig
+from pausebench.data.batches import text_batches
+from pausebench.data.shards import (
+    INDEX,
+    PreparedText,
+    index_content,
+    index_fingerprint,
+    read_part,
+    token_type,
+    write_part,
+)
+from pausebench.data.tokenizer import Tokenizer
 
 VOCABULARY, LENGTH, ROWS, STEPS = 50258, 2048, 32, 32
 DOCUMENT_TOKENS, DOCUMENTS = 500, 64_000

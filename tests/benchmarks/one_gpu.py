@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from pausebench.results.run_folder import read_json, read_metrics
+from pausebench.runs.folder import read_json, read_metrics
 from pausebench.training import checkpoint
 
 STEPS, HALF = 60, 30

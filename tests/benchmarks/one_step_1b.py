@@ -18,13 +18,12 @@ import time
 
 import torch
 
+from pausebench.config.groups import AttentionKind, ModelConfig, TrainConfig
 from pausebench.data.batch import Batch
-from pausebench.groups import AttentionKind, ModelConfig, TrainConfig
 from pausebench.model.attention import AttentionMask
 from pausebench.model.decoder import Decoder
 from pausebench.model.memory import step_memory
-from pausebench.training.loss import summed_loss
-from pausebench.training.optim import build_optimizer, learning_rate
+from pausebench.training.loss import build_optimizer, learning_rate, summed_loss
 
 SHAPES = {
     "small": ModelConfig("small", 2, 2, 64, 256, 256),

@@ -26,9 +26,9 @@ ROWS, LENGTH, VOCABULARY, THREADS, WARM_UP, STEPS = 4, 512, 50_258, 2, 2, 3
 
 def todays_profiler() -> Any:
     """``pausebench.training.profiler`` of this tree, beside whatever ``pausebench`` is imported."""
-    missing: Any = types.ModuleType("pausebench.whole_files")  # older trees have none; no file is written here
+    missing: Any = types.ModuleType("pausebench.runs.folder")  # older trees have none; no file is written here
     missing.write_whole = None
-    sys.modules.setdefault("pausebench.whole_files", missing)
+    sys.modules.setdefault("pausebench.runs.folder", missing)
     path = Path(__file__).parents[2] / "pausebench" / "training" / "profiler.py"
     spec = importlib.util.spec_from_file_location("todays_profiler", path)
     assert spec is not None and spec.loader is not None
@@ -39,12 +39,11 @@ def todays_profiler() -> Any:
 
 def one_tree() -> None:
     import pausebench.training.device as tuning
+    from pausebench.config.groups import AttentionKind, ModelConfig, TrainConfig
     from pausebench.data.batch import Batch
-    from pausebench.groups import AttentionKind, ModelConfig, TrainConfig
     from pausebench.model.attention import AttentionMask
     from pausebench.model.decoder import Decoder
-    from pausebench.training.loss import Objective
-    from pausebench.training.optim import build_optimizer
+    from pausebench.training.loss import Objective, build_optimizer
 
     torch.set_num_threads(THREADS)
     for name in ("keep_few_kernels", "keep_freed_memory"):

@@ -12,7 +12,7 @@ from pausebench import cli
 from pausebench.bench.peers import gpt2
 from pausebench.bench.setting import Setting
 from pausebench.bench.workloads import WORKLOADS
-from pausebench.config import BENCH_WORK
+from pausebench.config.commands import BENCH_WORK
 
 TINY = [
     "model=tiny",

@@ -11,11 +11,11 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from pausebench import cli
-from pausebench.commands import runs as commands_runs
-from pausebench.commands.evaluate import evaluate_folder
-from pausebench.config import EvaluateConfig
-from pausebench.groups import Placement
-from pausebench.help import conf_dir
+from pausebench.config.commands import EvaluateConfig
+from pausebench.config.groups import Placement
+from pausebench.config.help import conf_dir
+from pausebench.runs import lineage
+from pausebench.runs.lineage import evaluate_folder
 
 TINY = "train.steps=4 train.batch_size=8 train.log_every=2 train.checkpoint_every=2 tracking=off quiet=true"
 
@@ -68,7 +68,7 @@ def composed(command: str, line: str) -> Any:
     ],
 )
 def test_a_pretraining_without_a_control_has_the_name_it_had(line: str, name: str) -> None:
-    assert commands_runs.pretrain_folder(composed("pretrain", line)).name == name
+    assert lineage.pretrain_folder(composed("pretrain", line)).name == name
 
 
 @pytest.mark.usefixtures("first_numerics")
@@ -89,8 +89,8 @@ def test_a_pretraining_without_a_control_has_the_name_it_had(line: str, name: st
 def test_a_finetuning_without_a_control_has_the_name_it_had(line: str, parent: str, name: str) -> None:
     config = composed("finetune", f"{line} world=count20 train.steps=30")
     pretraining = "pause" if parent.startswith("Pause") else "std"
-    planned = commands_runs.planned_parent(f"count20-mini-{parent}", pretraining, 0)
-    assert commands_runs.finetune_folder(config, planned).name == f"parity-count20-mini-{name}"
+    planned = lineage.planned_parent(f"count20-mini-{parent}", pretraining, 0)
+    assert lineage.finetune_folder(config, planned).name == f"parity-count20-mini-{name}"
 
 
 @pytest.mark.usefixtures("first_numerics")
@@ -120,7 +120,7 @@ def test_every_control_is_another_run() -> None:
         "k=0 shift=8 placement=prepend",
     ]
     configs = [composed("finetune", f"task=parity init=random {line}") for line in lines]
-    assert len({commands_runs.finetune_folder(config, commands_runs.RANDOM).name for config in configs}) == len(lines)
+    assert len({lineage.finetune_folder(config, lineage.RANDOM).name for config in configs}) == len(lines)
 
 
 # Parents

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from pausebench.commands.evaluate import evaluate_folder
-from pausebench.config import EvaluateConfig
-from pausebench.groups import Arithmetic, Placement
+from pausebench.config.commands import EvaluateConfig
+from pausebench.config.groups import Arithmetic, Placement
+from pausebench.runs.lineage import evaluate_folder
 
 
 @pytest.mark.usefixtures("first_numerics")

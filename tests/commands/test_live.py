@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from pausebench.commands.live import StudyView, duration, watching
-from pausebench.results.run_folder import RunFolder
+from pausebench.runs.folder import RunFolder
+from pausebench.study.view import StudyView, duration, watching
 
 
 class Clock:
@@ -177,8 +177,8 @@ def test_a_finished_run_is_read_once_and_metrics_only_when_they_changed(
     begin(tmp_path, "finetune", "f1")
     view = StudyView(str(tmp_path), planned())
     view.refresh()
-    monkeypatch.setattr("pausebench.commands.live.read_if_whole", None)
-    monkeypatch.setattr("pausebench.commands.live.read_last_metrics", None)
+    monkeypatch.setattr("pausebench.study.view.read_if_whole", None)
+    monkeypatch.setattr("pausebench.study.view.read_last_metrics", None)
     view.refresh()
     assert view.counts("finetune")["running"] == 1
 

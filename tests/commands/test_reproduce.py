@@ -15,13 +15,12 @@ import pytest
 from pausebench import cli
 from pausebench.cli import CellOutcome
 from pausebench.commands import reproduce
-from pausebench.commands.command_lines import as_commands
-from pausebench.commands.study_plan import Cell, Plan, override
-from pausebench.config import ReproduceConfig
+from pausebench.config.commands import ReproduceConfig
+from pausebench.config.groups import TrackingConfig
 from pausebench.errors import Interrupted, RunFailed
-from pausebench.groups import TrackingConfig
-from pausebench.results import slurm
-from pausebench.results.run_folder import RunFolder
+from pausebench.runs import slurm
+from pausebench.runs.folder import RunFolder
+from pausebench.study.plan import Cell, Plan, as_commands, override
 
 pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="needs the extra pausebench[sweep]")
 pytest.importorskip("matplotlib", reason="needs the extra pausebench[report]")

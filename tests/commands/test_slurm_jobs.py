@@ -13,15 +13,14 @@ pytest.importorskip("submitit", reason="needs the extra pausebench[slurm]")
 from submitit.slurm.slurm import SlurmJob
 
 from pausebench import cli
-from pausebench.commands import slurm_jobs
 from pausebench.errors import BadInput
-from pausebench.results import slurm
+from pausebench.runs import slurm
 
 Queue = Callable[..., None]
 
 
 def test_a_job_is_over_when_the_queue_no_longer_lists_it(queue: Queue) -> None:
-    watcher = slurm_jobs.QueueWatcher()
+    watcher = slurm.QueueWatcher()
     queue(mine="6|5_0|RUNNING|a\n5|5_1|PENDING|a")
     assert not watcher.is_done("5_0")
     assert not watcher.is_done("5_1")
@@ -30,12 +29,12 @@ def test_a_job_is_over_when_the_queue_no_longer_lists_it(queue: Queue) -> None:
 
 def test_a_job_is_not_over_while_slurm_does_not_answer(queue: Queue) -> None:
     queue(fails=True)
-    assert not slurm_jobs.QueueWatcher().is_done("5_0")
+    assert not slurm.QueueWatcher().is_done("5_0")
 
 
 def test_a_new_job_is_not_looked_for_in_an_old_answer(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slurm, "ASK_EVERY_SECONDS", 1000.0)
-    watcher = slurm_jobs.QueueWatcher()
+    watcher = slurm.QueueWatcher()
     assert watcher.is_done("5_0")
     queue(mine="5|5_0|PENDING|a")
     watcher.register_job("5_0")
@@ -45,7 +44,7 @@ def test_a_new_job_is_not_looked_for_in_an_old_answer(queue: Queue, monkeypatch:
 def test_without_slurm_the_launcher_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(BadInput, match="login node"):
-        slurm_jobs.prepare(None)
+        slurm.prepare(None)
 
 
 def test_a_sweep_is_one_array_with_the_options_of_the_preset(

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from pausebench.data.english import EnglishWorld
+from pausebench.config.groups import Source, WorldConfig
 from pausebench.data.task_rows import _open_task
-from pausebench.groups import Source, WorldConfig
 from pausebench.tasks import TASKS
+from pausebench.worlds.english import EnglishWorld
 
 pytest.importorskip("datasets")
 _spec = importlib.util.spec_from_file_location("hub_mirror", Path(__file__).parents[1] / "hub_mirror.py")
@@ -190,7 +190,8 @@ def test_rows_of_the_other_tasks_are_the_same_from_hub_and_files(tmp_path: Path)
             opened = _open_task(name, Source.files, str(tmp_path / "data"), None, fractions.get(name))
             local[name] = opened.fingerprint(0)
         code = (
-            "import json\nfrom pausebench.data.task_rows import _open_task\nfrom pausebench.groups import Source\n"
+            "import json\nfrom pausebench.data.task_rows import _open_task\n"
+            "from pausebench.config.groups import Source\n"
             f"names, share = {names!r}, {fractions!r}.get\n"
             "opened = {name: _open_task(name, Source.hub, None, None, share(name)) for name in names}\n"
             "print(json.dumps({name: rows.fingerprint(0) for name, rows in opened.items()}))"

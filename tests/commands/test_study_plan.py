@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from pausebench import cli
-from pausebench.help import choices
-from pausebench.results.collect import load_studies
+from pausebench.config.help import choices
+from pausebench.report.scores import load_studies
 
 PAPER = ("table1", "table2", "figure3", "figure4a", "figure4b", "figure4c", "figure5", "figure6", "figure7")
 NINE = {

@@ -8,7 +8,7 @@ import pytest
 
 from pausebench import cli
 from pausebench.commands import sync
-from pausebench.results.run_folder import RunFolder
+from pausebench.runs.folder import RunFolder
 from pausebench.training import tracking
 
 pytest.importorskip("wandb")

@@ -6,13 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pausebench.data.batch import ALL, Batches, Share
-from pausebench.data.batches import text_batches
-from pausebench.data.corpus import TRAIN, VALIDATION
-from pausebench.data.shard_writer import read_part, write_part
-from pausebench.data.shards import INDEX, PreparedText, index_content, index_fingerprint
-from pausebench.data.tokenizer import ByteTokenizer
-from pausebench.groups import (
+from pausebench.config.groups import (
     CorpusConfig,
     DataConfig,
     ModelConfig,
@@ -25,7 +19,12 @@ from pausebench.groups import (
     Trim,
     WorldConfig,
 )
-from pausebench.stages import PretrainConfig
+from pausebench.config.training import PretrainConfig
+from pausebench.data.batch import ALL, Batches, Share
+from pausebench.data.batches import text_batches
+from pausebench.data.corpus import TRAIN, VALIDATION
+from pausebench.data.shards import INDEX, PreparedText, index_content, index_fingerprint, read_part, write_part
+from pausebench.data.tokenizer import ByteTokenizer
 
 BYTE = ByteTokenizer()
 DOCUMENTS = [f"document {number} " + "word " * (number * 7 % 11) for number in range(90)]

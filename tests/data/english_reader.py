@@ -7,8 +7,8 @@ import re
 from collections import Counter
 from typing import Any
 
-from pausebench.data.english import EnglishWorld
-from pausebench.data.english_rows import SPLITS
+from pausebench.worlds.english import EnglishWorld
+from pausebench.worlds.english_rows import SPLITS
 
 WORLD = EnglishWorld(None)
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from byte_texts import BYTE, CARRY, PLAIN, Texts, batches, prepared
 
+from pausebench.config.groups import AttentionKind, PauseVisibility, Placement
 from pausebench.data.batch import Batch, Batches, Prefetched, Share
 from pausebench.data.batches import EncodedExamples, RowLayout
 from pausebench.errors import BadInput, RunFailed
-from pausebench.groups import AttentionKind, PauseVisibility, Placement
 from pausebench.pauses import IGNORE_INDEX
 
 KINDS: list[dict[str, Any]] = [{}, {"pause": PLAIN}, {"pause": CARRY}, {"document_mask": True}]

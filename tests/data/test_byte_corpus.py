@@ -14,12 +14,12 @@ from byte_texts import BYTE, PLAIN, batches, config
 from omegaconf import OmegaConf
 
 from pausebench import cli
+from pausebench.config.groups import CorpusConfig, DataConfig, Source, TokenizerConfig, TokenizerKind
+from pausebench.config.help import conf_dir
 from pausebench.data.corpus import ByteCorpus, fingerprint, open_corpus
 from pausebench.data.shards import PreparedText
 from pausebench.errors import BadInput
-from pausebench.groups import CorpusConfig, DataConfig, Source, TokenizerConfig, TokenizerKind
-from pausebench.help import conf_dir
-from pausebench.results.run_folder import read_json
+from pausebench.runs.folder import read_json
 
 CONTENT = random.Random(0).randbytes(200_001)  # hardly any of it is UTF-8
 

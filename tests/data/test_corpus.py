@@ -17,15 +17,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pausebench.data import corpus, vocabulary
-from pausebench.data.batch import Batch, Batches
-from pausebench.data.batches import text_batches
-from pausebench.data.corpus import TRAIN, VALIDATION, FileCorpus, PackedRows, fingerprint, open_corpus, shuffled
-from pausebench.data.embedded import VALIDATION_SEED
-from pausebench.data.tokenizer import ByteTokenizer, Tokenizer
-from pausebench.data.vocabulary import open_tokenizer
-from pausebench.errors import BadInput
-from pausebench.groups import (
+from pausebench.config.groups import (
     CorpusConfig,
     DataConfig,
     ModelConfig,
@@ -36,8 +28,16 @@ from pausebench.groups import (
     TrainConfig,
     WorldConfig,
 )
+from pausebench.config.training import PretrainConfig
+from pausebench.data import corpus, vocabulary
+from pausebench.data.batch import Batch, Batches
+from pausebench.data.batches import text_batches
+from pausebench.data.corpus import TRAIN, VALIDATION, FileCorpus, PackedRows, fingerprint, open_corpus, shuffled
+from pausebench.data.tokenizer import ByteTokenizer, Tokenizer
+from pausebench.data.vocabulary import open_tokenizer
+from pausebench.errors import BadInput
 from pausebench.pauses import IGNORE_INDEX, draw_places, inject
-from pausebench.stages import PretrainConfig
+from pausebench.worlds.counting import VALIDATION_SEED
 
 BYTE = ByteTokenizer()
 MODEL = ModelConfig(name="x", n_layers=1, n_heads=1, d_model=8, d_mlp=8, max_positions=64)

@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pausebench.config.groups import OnBadRow, Source, WorldConfig
+from pausebench.data.examples import encode
 from pausebench.data.files import Located
-from pausebench.data.lengths import encode
 from pausebench.data.task_rows import SKIPPED_SHOWN, DatasetRows, GeneratedRows, _open_task
 from pausebench.data.tokenizer import BpeTokenizer, ByteTokenizer
 from pausebench.errors import BadInput
-from pausebench.groups import OnBadRow, Source, WorldConfig
 from pausebench.tasks import PAPER_TASKS, TASKS
 
 Row = dict[str, Any]

@@ -11,8 +11,8 @@ import pytest
 import torch
 from byte_texts import BYTE, CARRY, PLAIN, Texts, batches, prepared
 
+from pausebench.config.groups import PauseConfig, PauseVisibility
 from pausebench.data.batch import Batch
-from pausebench.groups import PauseConfig, PauseVisibility
 from pausebench.model.decoder import Decoder
 from pausebench.pauses import IGNORE_INDEX
 from pausebench.training.loss import summed_loss

@@ -13,19 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from pausebench.data.batch import Batch, Batches
-from pausebench.data.batches import RowLayout, document_batches, generated_batches
-from pausebench.data.embedded import (
-    TEST_SEED,
-    VALIDATION_SEED,
-    build_world,
-    corpus_fingerprint,
-    task_fingerprint,
-)
-from pausebench.data.lengths import encode
-from pausebench.data.tokenizer import WordTokenizer
-from pausebench.errors import BadInput
-from pausebench.groups import (
+from pausebench.config.groups import (
     AttentionKind,
     ModelConfig,
     PauseConfig,
@@ -36,10 +24,16 @@ from pausebench.groups import (
     TrainConfig,
     WorldConfig,
 )
+from pausebench.config.training import FinetuneConfig, PretrainConfig
+from pausebench.data.batch import Batch, Batches
+from pausebench.data.batches import RowLayout, document_batches, generated_batches
+from pausebench.data.examples import encode
+from pausebench.data.tokenizer import WordTokenizer
+from pausebench.errors import BadInput
 from pausebench.model.attention import AttentionMask
 from pausebench.pauses import IGNORE_INDEX
-from pausebench.stages import FinetuneConfig, PretrainConfig
 from pausebench.tasks import TASKS, Example
+from pausebench.worlds.counting import TEST_SEED, VALIDATION_SEED, build_world, corpus_fingerprint, task_fingerprint
 
 COUNT_WORLDS = ["count16", "count20", "count24"]
 PARITY = TaskConfig(name="parity")

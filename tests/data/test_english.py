@@ -22,8 +22,8 @@ from english_reader import (
 )
 from scipy import stats
 
-from pausebench.data.english_material import FRIENDS, PEOPLE, TOWN_ATTRIBUTES, TOWNS
 from pausebench.errors import BadInput
+from pausebench.worlds.english_material import FRIENDS, PEOPLE, TOWN_ATTRIBUTES, TOWNS
 
 # The data's identity
 

@@ -31,10 +31,10 @@ from english_reader import (
 )
 from scipy import stats
 
-from pausebench.data.english_material import PEOPLE, TOWNS
-from pausebench.data.english_rows import SPLITS
 from pausebench.data.tokenizer import BpeTokenizer, train_bpe
 from pausebench.errors import BadInput
+from pausebench.worlds.english_material import PEOPLE, TOWNS
+from pausebench.worlds.english_rows import SPLITS
 
 Facts = dict[tuple[str, str], str]
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pausebench.data.lengths import EncodedExample, encode, fit
+from pausebench.data.examples import EncodedExample, encode, fit
 from pausebench.data.tokenizer import ByteTokenizer
 from pausebench.tasks import TASKS, Example
 

@@ -13,12 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from pausebench.config.groups import AttentionKind, PauseVisibility, Placement, Source
 from pausebench.data.batch import Batch
 from pausebench.data.batches import DatasetBatches, EncodedExamples, RowLayout
-from pausebench.data.packing import pack, partition
+from pausebench.data.examples import pack, partition
 from pausebench.data.task_rows import DatasetRows, _open_task
 from pausebench.data.tokenizer import BpeTokenizer
-from pausebench.groups import AttentionKind, PauseVisibility, Placement, Source
 from pausebench.model import attention
 from pausebench.model.attention import LIKE_LENGTH, AttentionMask, attend, attend_documents, take_apart
 from pausebench.model.decoder import Decoder

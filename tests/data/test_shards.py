@@ -10,9 +10,18 @@ import numpy as np
 import pytest
 import torch
 
-from pausebench.data import shard_writer
-from pausebench.data.shard_writer import part_path, read_part, temporaries, write_part
-from pausebench.data.shards import BLOCK, INDEX, PreparedText, index_content, index_fingerprint
+from pausebench.data import shards
+from pausebench.data.shards import (
+    BLOCK,
+    INDEX,
+    PreparedText,
+    index_content,
+    index_fingerprint,
+    part_path,
+    read_part,
+    temporaries,
+    write_part,
+)
 from pausebench.data.tokenizer import ByteTokenizer
 from pausebench.errors import BadInput, RunFailed
 
@@ -102,7 +111,7 @@ class TestWriting:
     def test_stopped_after_any_batch_of_documents_and_started_again_it_writes_the_same_bytes(
         self, moment: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(shard_writer, "ENCODED_TOGETHER", 5)
+        monkeypatch.setattr(shards, "ENCODED_TOGETHER", 5)
         write(tmp_path / "whole")
         left = [moment]
 
@@ -124,7 +133,7 @@ class TestWriting:
     ) -> None:
         write(tmp_path / "whole")
         with monkeypatch.context() as patched:
-            real, left = getattr(shard_writer.os, action), [moment]
+            real, left = getattr(shards.os, action), [moment]
 
             def refuse(*arguments: object) -> None:
                 left[0] -= 1
@@ -132,7 +141,7 @@ class TestWriting:
                     raise OSError(28, "No space left on device")
                 real(*arguments)
 
-            patched.setattr(shard_writer.os, action, refuse)
+            patched.setattr(shards.os, action, refuse)
             with pytest.raises(OSError, match="No space left"):
                 write(tmp_path / "stopped")
         assert temporaries(tmp_path / "stopped") == []
@@ -290,4 +299,4 @@ def test_the_documents_of_a_part_are_read_once_and_as_they_are_needed(tmp_path: 
 
     with pytest.raises(InterruptedError):
         write_part(tmp_path, "train", 0, documents(), BYTE, has_ends=True, shard_tokens=10**6, advance=stop)
-    assert taken == list(range(shard_writer.ENCODED_TOGETHER))
+    assert taken == list(range(shards.ENCODED_TOGETHER))

@@ -14,14 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pausebench.data.batch import Batch, Batches
-from pausebench.data.batches import DatasetBatches, RowLayout
-from pausebench.data.files import Located, read_split
-from pausebench.data.lengths import encode, fit
-from pausebench.data.task_rows import VALIDATION_MOST, DatasetRows, GeneratedRows, open_task
-from pausebench.data.tokenizer import ByteTokenizer
-from pausebench.errors import BadInput
-from pausebench.groups import (
+from pausebench.config.groups import (
     AttentionKind,
     CorpusConfig,
     DataConfig,
@@ -33,8 +26,15 @@ from pausebench.groups import (
     TokenizerKind,
     WorldConfig,
 )
+from pausebench.config.training import FinetuneConfig
+from pausebench.data.batch import Batch, Batches
+from pausebench.data.batches import DatasetBatches, RowLayout
+from pausebench.data.examples import encode, fit
+from pausebench.data.files import Located, read_split
+from pausebench.data.task_rows import VALIDATION_MOST, DatasetRows, GeneratedRows, open_task
+from pausebench.data.tokenizer import ByteTokenizer
+from pausebench.errors import BadInput
 from pausebench.pauses import IGNORE_INDEX
-from pausebench.stages import FinetuneConfig
 from pausebench.tasks import TASKS
 
 Row = dict[str, Any]

@@ -14,20 +14,18 @@ import pytest
 import torch
 from scipy import stats
 
+from pausebench.config.groups import AttentionKind, PauseVisibility, Placement, WorldConfig
 from pausebench.data.batches import EncodedExamples, RowLayout
-from pausebench.data.embedded import TEST_SEED, Row, World, build_world
 from pausebench.data.tokenizer import WordTokenizer
 from pausebench.evaluation import generate as generation
 from pausebench.evaluation.evaluator import Evaluator
-from pausebench.evaluation.generate import Answer, generate, greedy
+from pausebench.evaluation.generate import Answer, Prefill, generate, greedy, prefill, target_log_likelihoods
 from pausebench.evaluation.metrics import exact_match, mean_and_stderr, token_accuracy
-from pausebench.evaluation.prefill import Prefill, prefill
-from pausebench.evaluation.score import target_log_likelihoods
-from pausebench.groups import AttentionKind, PauseVisibility, Placement, WorldConfig
 from pausebench.model.attention import AttentionMask
 from pausebench.model.decoder import Decoder
 from pausebench.pauses import Role, Rows, inference_rows
 from pausebench.tasks import TASKS, Example, Task
+from pausebench.worlds.counting import TEST_SEED, Row, World, build_world
 
 PARITY = dataclasses.replace(TASKS["parity"], generated_rows=150)
 RELAY = dataclasses.replace(TASKS["relay"], generated_rows=60)

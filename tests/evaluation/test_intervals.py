@@ -9,9 +9,8 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from pausebench.evaluation import intervals
-from pausebench.evaluation.intervals import macro_f1_estimate, mean_estimate
-from pausebench.evaluation.metrics import macro_f1, mean_and_stderr
+from pausebench.evaluation import metrics
+from pausebench.evaluation.metrics import macro_f1, macro_f1_estimate, mean_and_stderr, mean_estimate
 
 # Two bootstraps of 2000 resamples place an end with a deviation of 0.06 stderr each.
 ENDS_AGREE = 0.3
@@ -85,10 +84,10 @@ def test_macro_f1_of_a_resample_is_that_of_the_rows_it_drew(monkeypatch: pytest.
     chosen, right, groups = [0, 1, 2, 2], [0, 1, 1, 3], ["", "a", "a", ""]
     clusters = [[0], [1, 2], [3]]
     seen: list[torch.Tensor] = []
-    ends = intervals._percentiles
-    monkeypatch.setattr(intervals, "_percentiles", lambda resampled: seen.append(resampled) or ends(resampled))
+    ends = metrics._percentiles
+    monkeypatch.setattr(metrics, "_percentiles", lambda resampled: seen.append(resampled) or ends(resampled))
     macro_f1_estimate(chosen, right, groups)
-    draws = intervals.uniform(intervals.SEED, "bootstrap", torch.arange(intervals.RESAMPLES), len(clusters))
+    draws = metrics.uniform(metrics.SEED, "bootstrap", torch.arange(metrics.RESAMPLES), len(clusters))
     for value, drawn in zip(seen[0].tolist(), (draws * len(clusters)).long().tolist(), strict=True):
         rows = [row for cluster in drawn for row in clusters[cluster]]
         assert value == pytest.approx(macro_f1([chosen[row] for row in rows], [right[row] for row in rows]))
@@ -124,7 +123,7 @@ def test_an_interval_is_the_same_every_time_and_whatever_is_drawn_at_once(monkey
     once = mean_estimate(values, groups), macro_f1_estimate(chosen, labels, groups)
     torch.manual_seed(7)
     for at_once in (1, 1000):
-        monkeypatch.setattr(intervals, "DRAWS_AT_ONCE", at_once)
+        monkeypatch.setattr(metrics, "DRAWS_AT_ONCE", at_once)
         assert (mean_estimate(values, groups), macro_f1_estimate(chosen, labels, groups)) == once
 
 

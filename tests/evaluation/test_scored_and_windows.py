@@ -13,13 +13,13 @@ import torch
 from scipy import stats
 from torchmetrics.functional.classification import multiclass_f1_score
 
+from pausebench.config.groups import AttentionKind, Placement
 from pausebench.data.batches import EncodedExamples, RowLayout
-from pausebench.data.lengths import encode
+from pausebench.data.examples import encode
 from pausebench.data.tokenizer import WordTokenizer
 from pausebench.evaluation.evaluator import Evaluator
 from pausebench.evaluation.generate import generate
 from pausebench.evaluation.metrics import mean_and_stderr
-from pausebench.groups import AttentionKind, Placement
 from pausebench.model.decoder import Decoder
 from pausebench.tasks import TASKS, Example, Task
 

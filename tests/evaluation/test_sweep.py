@@ -11,16 +11,14 @@ from typing import Any
 import pytest
 import torch
 
+from pausebench.config.groups import Arithmetic, AttentionKind, PauseVisibility, Placement
 from pausebench.data.batches import EncodedExamples, RowLayout
-from pausebench.data.lengths import Tokens
+from pausebench.data.examples import Tokens
 from pausebench.data.tokenizer import WordTokenizer
-from pausebench.evaluation import batches, evaluator, score
+from pausebench.evaluation import batches, evaluator, generate
 from pausebench.evaluation.batches import Reading, Together, reading_batches
 from pausebench.evaluation.evaluator import Evaluator, prefix_is_shared
-from pausebench.evaluation.generate import decode
-from pausebench.evaluation.prefill import Prefill, prefill
-from pausebench.evaluation.score import target_log_likelihoods
-from pausebench.groups import Arithmetic, AttentionKind, PauseVisibility, Placement
+from pausebench.evaluation.generate import Prefill, decode, prefill, target_log_likelihoods
 from pausebench.model.decoder import Decoder
 from pausebench.pauses import Rows
 from pausebench.tasks import TASKS, Example, Task
@@ -167,7 +165,7 @@ def test_rows_read_beside_others_of_like_length_are_read_as_all_at_once(
     exact = model.double()
     found = {}
     for share in (0.0, 0.85, 1.0):  # one pass, a few, one for each length
-        monkeypatch.setattr("pausebench.evaluation.prefill.LIKE_LENGTH", share)
+        monkeypatch.setattr("pausebench.evaluation.generate.LIKE_LENGTH", share)
         read = prefill(exact, rows, layout.attention, layout.visibility, rows.input_ids.shape[1] + 4)
         found[share] = decode(read, max_new_tokens=4, end_id=14, pause_id=15, limit=MAX_LENGTH)
     assert [answer.tokens for answer in found[0.85]] == [answer.tokens for answer in found[0.0]]
@@ -188,8 +186,8 @@ def test_a_likelihood_does_not_depend_on_how_a_target_is_cut_to_be_read(
         states = one.read(torch.tensor([target] * 4))[row]
         log_probabilities = model.logits(torch.cat([read.hidden[row : row + 1], states])).log_softmax(dim=1).detach()
         expected.append(float(sum(log_probabilities[place, token] for place, token in enumerate(target))))
-    monkeypatch.setattr(score, "TOGETHER", together)
-    monkeypatch.setattr(score, "LOGITS", logits)
+    monkeypatch.setattr(generate, "TOGETHER", together)
+    monkeypatch.setattr(generate, "LOGITS", logits)
     assert target_log_likelihoods(read, targets) == pytest.approx(expected, abs=1e-9)
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pausebench.groups import AttentionKind, Placement
+from pausebench.config.groups import AttentionKind, Placement
 from pausebench.model import attention
 from pausebench.model.attention import AttentionMask, attend, decoding_mask
 from pausebench.model.decoder import Decoder, KeyValueCache

@@ -13,11 +13,11 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
+from pausebench.config.groups import AttentionKind, ModelConfig, Placement
 from pausebench.data.batches import RowLayout
 from pausebench.data.tokenizer import ByteTokenizer
 from pausebench.evaluation.evaluator import Evaluator
 from pausebench.evaluation.generate import generate
-from pausebench.groups import AttentionKind, ModelConfig, Placement
 from pausebench.model.attention import SMALL_SCORES, AttentionMask
 from pausebench.model.decoder import Decoder
 from pausebench.pauses import Role, inference_rows

@@ -12,15 +12,13 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from pausebench.config.groups import AttentionKind, ModelConfig, PauseVisibility, Placement
 from pausebench.data.batch import Batch
 from pausebench.data.batches import EncodedExamples, RowLayout
-from pausebench.data.lengths import Tokens
+from pausebench.data.examples import Tokens
 from pausebench.data.tokenizer import WordTokenizer
 from pausebench.evaluation import evaluator
-from pausebench.evaluation.generate import Answer, decode, generate
-from pausebench.evaluation.prefill import Prefill, prefill
-from pausebench.evaluation.score import target_log_likelihoods
-from pausebench.groups import AttentionKind, ModelConfig, PauseVisibility, Placement
+from pausebench.evaluation.generate import Answer, Prefill, decode, generate, prefill, target_log_likelihoods
 from pausebench.model.attention import AttentionMask
 from pausebench.model.decoder import Decoder
 from pausebench.model.flops import (

@@ -22,13 +22,12 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.profiler import ProfilerActivity, profile
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from pausebench.groups import ModelConfig, Parallel, Precision, TrainConfig
+from pausebench.config.groups import ModelConfig, Parallel, Precision, TrainConfig
 from pausebench.model import attention, decoder, memory
 from pausebench.model.decoder import Decoder
 from pausebench.model.memory import block_activations, step_memory
 from pausebench.training import loss
-from pausebench.training.loss import summed_cross_entropy
-from pausebench.training.optim import build_optimizer
+from pausebench.training.loss import build_optimizer, summed_cross_entropy
 from pausebench.training.parallel import Ranks, fill
 
 V = 50_258  # GPT-2's tokens and <pause>

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from pausebench.config.groups import AttentionKind, PauseVisibility, Placement
 from pausebench.data.batch import Batch
 from pausebench.data.batches import EncodedExamples, RowLayout
-from pausebench.groups import AttentionKind, PauseVisibility, Placement
 from pausebench.model.attention import AttentionMask, decoding_mask, take_apart
 from pausebench.model.decoder import Decoder
 from pausebench.pauses import IGNORE_INDEX, Role, inference_rows

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 from golden import GOLDEN, SCORED, TEXT_TASKS
 
-from pausebench.data.embedded import TEST_SEED, build_world
+from pausebench.config.groups import WorldConfig
 from pausebench.evaluation.metrics import METRICS
-from pausebench.groups import WorldConfig
 from pausebench.tasks import TASKS, Task
 from pausebench.tasks.coqa import turns
+from pausebench.worlds.counting import TEST_SEED, build_world
 
 Worlds = Callable[[str], WorldConfig]
 ANSWERS: dict[str, Callable[[list[int]], str]] = {

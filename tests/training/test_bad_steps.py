@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pausebench import cli
-from pausebench.results.run_folder import read_metrics
+from pausebench.runs.folder import read_metrics
 from pausebench.training import checkpoint
 from pausebench.training.trainer import Trainer
 from tests.training.test_parallel import only_run, start_ranks, wait_for

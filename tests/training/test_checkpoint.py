@@ -10,7 +10,7 @@ import pytest
 
 from pausebench import cli
 from pausebench.errors import RunFailed
-from pausebench.results.run_folder import read_metrics
+from pausebench.runs.folder import read_metrics
 from pausebench.training import checkpoint
 from tests.training.test_parallel import run_on, start_ranks, wait_for
 from tests.training.test_resume import assert_same_end, only_run

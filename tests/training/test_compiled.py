@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from pausebench.config.groups import AttentionKind, Compile, PauseVisibility, Placement
 from pausebench.data.batch import Batch
 from pausebench.data.batches import EncodedExamples, RowLayout
-from pausebench.groups import AttentionKind, Compile, PauseVisibility, Placement
-from pausebench.model import attention, blockwise, decoder, flexible
+from pausebench.model import attention, blockwise, decoder
 from pausebench.model.attention import AttentionMask
 from pausebench.model.decoder import Decoder
 from pausebench.training import compiled, loss
@@ -261,7 +261,7 @@ def test_flexattention_sees_what_the_dense_mask_allows(make_decoder: Callable[..
     assert dense is not None
     B, _, T, _ = dense.shape
     b, q, k = torch.meshgrid(torch.arange(B), torch.arange(T), torch.arange(T), indexing="ij")
-    assert torch.equal(flexible.sees(batch.mask)(b, b, q, k), dense[:, 0])
+    assert torch.equal(attention.sees(batch.mask)(b, b, q, k), dense[:, 0])
     model = make_decoder(V, d_model=64, n_heads=4)
     with torch.no_grad():  # FlexAttention has no gradient on a CPU
         expected = summed_loss(model, batch, CPU)

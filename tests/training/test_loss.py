@@ -12,17 +12,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pausebench.config.groups import AttentionKind, Placement, Precision, TrackingConfig, TrainConfig
+from pausebench.console import Progress
 from pausebench.data.batch import Batch, Batches
 from pausebench.data.batches import EncodedExamples, RowLayout
-from pausebench.groups import AttentionKind, Placement, Precision, TrackingConfig, TrainConfig
 from pausebench.model.attention import AttentionMask
 from pausebench.model.decoder import Decoder
 from pausebench.pauses import IGNORE_INDEX, draw_places, inject
-from pausebench.results.run_folder import RunFolder
+from pausebench.runs.folder import RunFolder
 from pausebench.training import loss
-from pausebench.training.loss import summed_cross_entropy, summed_loss
-from pausebench.training.optim import build_optimizer, learning_rate
-from pausebench.training.progress import Progress
+from pausebench.training.loss import build_optimizer, learning_rate, summed_cross_entropy, summed_loss
 from pausebench.training.tracking import Tracker
 from pausebench.training.trainer import Trainer
 

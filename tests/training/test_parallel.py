@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from pausebench import cli
 from pausebench.errors import BadInput
-from pausebench.results.run_folder import read_metrics
+from pausebench.runs.folder import read_metrics
 from pausebench.training import checkpoint
 from pausebench.training.parallel import adopt_slurm_tasks
 from pausebench.training.trainer import Trainer

@@ -13,9 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pausebench import cli
-from pausebench.results import run_folder
-from pausebench.training import checkpoint, stop
+from pausebench import cli, stop
+from pausebench.runs import folder
+from pausebench.training import checkpoint
 from pausebench.training.loss import Objective
 from pausebench.training.trainer import Trainer
 
@@ -116,18 +116,18 @@ def test_kill_9_in_the_middle_of_a_write_leaves_no_trace(
                     kill_me()
                 original(file)
 
-            run_folder.os.fsync = fsync  # type: ignore[assignment]
+            folder.os.fsync = fsync  # type: ignore[assignment]
         elif when == "metrics torn":
-            append = run_folder.RunFolder.append_metrics
+            append = folder.RunFolder.append_metrics
 
-            def torn(self: run_folder.RunFolder, row: dict[str, Any]) -> None:
+            def torn(self: folder.RunFolder, row: dict[str, Any]) -> None:
                 append(self, row)
                 if row["step"] == 15:
                     with (self.path / "metrics.jsonl").open("a") as file:
                         file.write('{"step": 20, "lo')
                     kill_me()
 
-            run_folder.RunFolder.append_metrics = torn  # type: ignore[method-assign]
+            folder.RunFolder.append_metrics = torn  # type: ignore[method-assign]
         else:
             train = Trainer.train
 
@@ -242,7 +242,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path: Path) -> None:
                 raise OSError(28, "No space left on device")
             original(file)
 
-        run_folder.os.fsync = fsync  # type: ignore[assignment]
+        folder.os.fsync = fsync  # type: ignore[assignment]
         sys.stderr = said.open("w", buffering=1)
         return cli.run(f"{COMMANDS['pretrain']} runs={tmp_path / 'runs'}".split())
 

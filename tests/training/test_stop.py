@@ -15,8 +15,8 @@ from types import FrameType
 
 import pytest
 
+from pausebench import stop
 from pausebench.errors import Interrupted
-from pausebench.training import stop
 
 
 @pytest.fixture

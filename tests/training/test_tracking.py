@@ -14,9 +14,9 @@ import yaml
 from hydra import compose, initialize_config_dir
 
 from pausebench import cli
-from pausebench.config import COMMANDS
-from pausebench.help import conf_dir
-from pausebench.options import Identity
+from pausebench.config.commands import COMMANDS
+from pausebench.config.help import conf_dir
+from pausebench.config.options import Identity
 from pausebench.training import tracking
 
 LINE = "pretrain world=count20 train.steps=6 train.batch_size=8 train.log_every=2 tracking=wandb quiet=true"
@@ -149,7 +149,7 @@ def test_in_a_sweep_the_agents_id_is_kept(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_published_figure_is_a_constant_beside_the_cells_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recorder = Recorder()
     monkeypatch.setitem(sys.modules, "wandb", recorder)
-    monkeypatch.setattr("pausebench.commands.runs.reference", lambda cell: 0.559)
+    monkeypatch.setattr("pausebench.training.start.reference", lambda cell: 0.559)
     assert cli.run([*LINE.split(), f"runs={tmp_path}"]) == 0
     assert [row["published_value"] for row in recorder.rows] == [0.559] * 3
     assert "1B" in recorder.initialised["config"]["published"]

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from pausebench.bench.contest import reason
-from pausebench.groups import ModelConfig
+from pausebench.config.groups import ModelConfig
 
 INSTALL = "see docs/benchmarks.md: pip install --no-deps litgpt lightning, into a folder on PYTHONPATH"
 

@@ -15,15 +15,15 @@ import torch
 from pausebench.bench.contest import OURS, Contender, Line, alternate, seconds
 from pausebench.bench.peers import gpt2
 from pausebench.bench.setting import Setting
-from pausebench.commands import runs
 from pausebench.commands.finetune import length_limit
+from pausebench.config.groups import AttentionKind
 from pausebench.data.batches import EncodedExamples, RowLayout
-from pausebench.data.lengths import Tokens, encode, fit
+from pausebench.data.examples import Tokens, encode, fit
 from pausebench.data.task_rows import DatasetRows, open_task
 from pausebench.evaluation.generate import generate
-from pausebench.groups import AttentionKind
 from pausebench.model.decoder import Decoder
 from pausebench.model.flops import inference_flops
+from pausebench.runs import lineage
 from pausebench.tasks import TASKS
 
 TARGET = 2.5
@@ -48,7 +48,7 @@ def _task(setting: Setting, task: str) -> list[Line]:
     config = setting.finetuning(task, 1)
     rows, layout = open_task(config), RowLayout.of(config, TASKS[task], setting.tokenizer)
     assert isinstance(rows, DatasetRows)
-    room = length_limit(config, runs.RANDOM)[0] - layout.given - new_tokens
+    room = length_limit(config, lineage.RANDOM)[0] - layout.given - new_tokens
     examples = encode(rows.test()[: given.rows], rows.task, setting.tokenizer)
     prefixes = sorted((fit(example, room).prefixes[0] for example in examples), key=len)
     model = setting.build(config).to(setting.dtype).eval()

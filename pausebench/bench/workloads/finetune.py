@@ -16,16 +16,16 @@ from pausebench.bench.peers import gpt2
 from pausebench.bench.peers.hf_trainer import Row, SteppedTrainer, padded
 from pausebench.bench.setting import OurTraining, Setting, stepping
 from pausebench.bench.workloads.pretrain import compared
-from pausebench.commands import runs
 from pausebench.commands.finetune import length_limit
+from pausebench.config.groups import AttentionKind
 from pausebench.data.batch import Batch
 from pausebench.data.batches import BLOCK_EXAMPLES, DatasetBatches, RowLayout
-from pausebench.data.lengths import Tokens
+from pausebench.data.examples import Tokens
 from pausebench.data.task_rows import DatasetRows, open_task
-from pausebench.groups import AttentionKind
 from pausebench.model.decoder import Decoder
 from pausebench.model.flops import finetuning_flops
 from pausebench.pauses import IGNORE_INDEX
+from pausebench.runs import lineage
 from pausebench.tasks import TASKS
 from pausebench.training.loss import summed_loss
 
@@ -42,7 +42,7 @@ def run(setting: Setting) -> list[Line]:
     config = setting.finetuning("squad", size)
     rows, layout = open_task(config), RowLayout.of(config, TASKS["squad"], setting.tokenizer)
     assert isinstance(rows, DatasetRows)
-    packed = DatasetBatches(rows, layout, setting.tokenizer, length_limit(config, runs.RANDOM)[0])
+    packed = DatasetBatches(rows, layout, setting.tokenizer, length_limit(config, lineage.RANDOM)[0])
     batches = packed.batches(config.seed, size)
     if absent := gpt2.missing("transformers", "accelerate"):
         setting.note(f"finetune: {absent}")

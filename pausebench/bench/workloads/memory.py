@@ -22,11 +22,11 @@ from pausebench.bench.contest import Line
 from pausebench.bench.peers import gpt2
 from pausebench.bench.peers.gpt2 import Loop
 from pausebench.bench.setting import OurTraining, Setting, as_batches, ready
-from pausebench.config import BenchConfig
+from pausebench.config.commands import BenchConfig
+from pausebench.config.groups import Compile
+from pausebench.console import Progress
 from pausebench.errors import RunFailed
-from pausebench.groups import Compile
 from pausebench.training.device import choose_device, cpu_threads
-from pausebench.training.progress import Progress
 
 TARGET = 0.5
 ROWS, LENGTH = 4, 2048

@@ -17,11 +17,7 @@ from torch import Tensor
 
 from pausebench.bench.contest import OURS, Contender, Line, alternate, seconds
 from pausebench.bench.setting import OFF, Setting
-from pausebench.commands import runs
-from pausebench.data.batch import Batches
-from pausebench.data.batches import RowLayout, generated_batches
-from pausebench.data.embedded import build_world
-from pausebench.groups import (
+from pausebench.config.groups import (
     AttentionKind,
     ModelConfig,
     Precision,
@@ -31,14 +27,18 @@ from pausebench.groups import (
     TrainConfig,
     WorldConfig,
 )
-from pausebench.help import conf_dir
+from pausebench.config.help import conf_dir
+from pausebench.config.training import FinetuneConfig
+from pausebench.console import Progress
+from pausebench.data.batch import Batches
+from pausebench.data.batches import RowLayout, generated_batches
 from pausebench.model.decoder import Decoder
-from pausebench.stages import FinetuneConfig
 from pausebench.tasks import TASKS
+from pausebench.training import start
 from pausebench.training.device import cpu_threads
 from pausebench.training.parallel import ALONE
-from pausebench.training.progress import Progress
 from pausebench.training.tracking import Tracker
+from pausebench.worlds.counting import build_world
 
 TARGET = 0.9
 PEER = "bare torch loop"
@@ -81,7 +81,7 @@ def run(setting: Setting) -> list[Line]:
         model, batches = _made(config)
         folder, progress = setting.folder("finetune"), Progress("bench", steps, quiet=True)
         tracker = Tracker(OFF, folder.path, "bench", {}, {}, progress)
-        trainer = runs.build_trainer(folder, config, model, batches, CPU, tracker, progress, ALONE)
+        trainer = start.build_trainer(folder, config, model, batches, CPU, tracker, progress, ALONE)
         return steps / seconds(trainer.train, CPU)
 
     contenders = [Contender(name, work, work) for name, work in ((OURS, ours), (PEER, bare))]
@@ -94,7 +94,7 @@ def run(setting: Setting) -> list[Line]:
 def _made(config: FinetuneConfig) -> tuple[Decoder, Batches]:
     tokenizer = build_world(config.world).tokenizer
     batches = generated_batches(config, RowLayout.of(config, TASKS["parity"], tokenizer))
-    return runs.build_model(config, tokenizer, CPU, ALONE), batches
+    return start.build_model(config, tokenizer, CPU, ALONE), batches
 
 
 def _yaml(name: str) -> dict[str, Any]:

@@ -6,11 +6,11 @@ from typing import Any
 
 from pausebench.bench.contest import OURS, Contender, Line, alternate, seconds
 from pausebench.bench.setting import Setting
-from pausebench.commands import runs
 from pausebench.commands.finetune import length_limit
 from pausebench.data.batches import RowLayout
 from pausebench.data.task_rows import DatasetRows, open_task
 from pausebench.evaluation.evaluator import Evaluator
+from pausebench.runs import lineage
 from pausebench.tasks import TASKS
 
 TARGET = 2.5
@@ -35,7 +35,7 @@ def run(setting: Setting) -> list[Line]:
             examples,
             setting.tokenizer,
             batch_size=given.batch_size,
-            max_length=length_limit(config, runs.RANDOM)[0],
+            max_length=length_limit(config, lineage.RANDOM)[0],
             max_new_tokens=NEW_TOKENS,
         )
 

@@ -1,0 +1,1 @@
+"""What can be typed: options, groups, the schema of every command and its help. Imports errors alone."""

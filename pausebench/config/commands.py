@@ -1,0 +1,339 @@
+"""The schema of every command: frozen dataclasses of options and groups, and the rules between them.
+
+Invariant: an object of these classes is valid. The two stages that train are in ``stages``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from pausebench.config.groups import (
+    Arithmetic,
+    Compile,
+    CorpusConfig,
+    DataConfig,
+    ModelConfig,
+    PauseConfig,
+    Placement,
+    Precision,
+    TaskConfig,
+    TokenizerConfig,
+    TrackingConfig,
+    TrainConfig,
+    WorldConfig,
+)
+from pausebench.config.options import MISSING, Identity, option, require
+from pausebench.config.training import (
+    FinetuneConfig,
+    PretrainConfig,
+    RunConfig,
+    ShowConfig,
+    TextConfig,
+    TrainingConfig,
+    resolved_precision,
+)
+
+
+@dataclass(frozen=True)
+class TasksData:
+    """The data of ``tasks``: not a group, since nothing but a folder can be chosen."""
+
+    root: str | None = option(None, "count the rows of these local files (none: of the embedded worlds)")
+
+
+@dataclass(frozen=True)
+class TasksConfig(RunConfig):
+    """List the tasks."""
+
+    data: TasksData = option(TasksData, "where rows are counted")
+
+
+@dataclass(frozen=True)
+class PrepareConfig(TextConfig):
+    """Write a corpus as tokens to disk, once for many runs."""
+
+    workers: int | None = option(None, "CPU cores that work on it (none: all)", identity=Identity.never)
+    shard_tokens: int | None = option(
+        None, "tokens in a shard, at most; no result depends on it (none: 67,108,864)", identity=Identity.never
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.workers is None or self.workers >= 1, f"workers={self.workers}", "must be at least 1")
+        valid = self.shard_tokens is None or self.shard_tokens >= 1
+        require(valid, f"shard_tokens={self.shard_tokens}", "must be at least 1")
+        require(
+            not self.embedded,
+            "data=embedded",
+            "generated text has no end and is not prepared",
+            "Type data=hub, or data=files data.root=DIR.",
+        )
+
+    def resolved(self) -> PrepareConfig:
+        """Every open value filled in."""
+        own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        workers = own if self.workers is None else self.workers
+        return dataclasses.replace(self, tokenizer=self.tokenizer.resolved(), workers=workers)
+
+
+@dataclass(frozen=True)
+class EvaluateConfig(RunConfig):
+    """Score a finetuned run with any number of pauses."""
+
+    run: str = option(MISSING, "folder of a finetune run, or its name")
+    mt: Any = option(None, "M, pauses at inference: an integer or a list (none: the run's K)")
+    filler: str | None = option(
+        None, "token in the pauses' places: pause, end, or text that is one token (section 5.2; none: as finetuned)"
+    )
+    placement: Placement | None = option(None, "append or prepend (none: as finetuned)")
+    limit: int | None = option(None, "score only the first so many test rows (none: all)")
+    batch_size: int | None = option(
+        None,
+        "rows read together; exact scores do not depend on it (none: what a cache of 2 GB holds, at most 256)",
+        identity=Identity.never,
+    )
+    precision: Arithmetic = option(
+        Arithmetic.exact,
+        "exact (float64), or fp32 or bf16: faster, but near-ties may then fall differently with the batch size",
+        identity=Identity.changed,
+    )
+    allow_changed: bool = option(
+        False, "score a run whose data fingerprint is another than in its manifest", identity=Identity.never
+    )
+    profile: bool = option(
+        False, "write where the time of a few passes goes to profile/ in the run's folder", identity=Identity.never
+    )
+    tracking: TrackingConfig = option(MISSING, "group: W&B", identity=Identity.never)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        values = self.mt if isinstance(self.mt, list) else [self.mt]
+        valid = all(value is None or (type(value) is int and value >= 0) for value in values)
+        require(
+            valid and len(values) > 0,
+            f"mt={self.mt}",
+            "must be an integer from 0 upwards or a list of them",
+            "For example mt=8 or mt=[0,2,8].",
+        )
+        require(len(set(values)) == len(values), f"mt={self.mt}", "names a number twice")
+        valid = self.batch_size is None or self.batch_size >= 1
+        require(valid, f"batch_size={self.batch_size}", "must be at least 1")
+        require(self.limit is None or self.limit >= 1, f"limit={self.limit}", "must be at least 1")
+
+    def pause_counts(self, k: int) -> list[int]:
+        """The list of M to score; ``k`` where none is given."""
+        return [k if value is None else value for value in (self.mt if isinstance(self.mt, list) else [self.mt])]
+
+
+def _listed(given: Any) -> list[Any] | None:
+    """A number or a list as a list; None stays None."""
+    return given if given is None or isinstance(given, list) else [given]
+
+
+@dataclass(frozen=True)
+class ReproduceConfig(RunConfig):
+    """Plan, run, resume and report a whole study."""
+
+    result: Any = option(MISSING, "group: which study")
+    seeds: Any = option(None, "a number of seeds or a list of them (none: the study's)")
+    tasks: Any = option(None, "typed task=[A,B]: these tasks instead of the study's own")
+    k: Any = option(
+        None, "K, pauses in finetuning, a number or a list (none: the study's); K = 0 stays where it is a baseline"
+    )
+    mt: Any = option(None, "M, pauses at inference, a number or a list, where the study sweeps it (none: the study's)")
+    controls: Any = option(
+        None,
+        "also these: hidden_pretraining, hidden_finetuning, hidden, one_pause, shifted, filler, layers, steps",
+    )
+    model: ModelConfig | None = option(None, "group: the model of every cell (none: the tasks' own)")
+    data: DataConfig | None = option(None, "group: where text and rows come from (none: the tasks' own)")
+    corpus: CorpusConfig | None = option(None, "group: the pretraining text of data=files and data=hub (none: c4)")
+    tokenizer: TokenizerConfig | None = option(None, "group: how text becomes tokens (none: the model's own)")
+    limit: int | None = option(None, "score only the first so many test rows (none: all)")
+    overrides: list[str] = option([], "appended to every pretrain and finetune cell: 'overrides=[\"train.steps=50\"]'")
+    pretrain_overrides: list[str] = option([], "appended to every pretrain cell alone")
+    finetune_overrides: list[str] = option([], "appended to every finetune cell alone: the parents stay the same")
+    dry_run: bool = option(False, "print the cells as commands instead of running them")
+    wait: bool = option(True, "wait for cells that another process is running")
+    tracking: TrackingConfig = option(
+        MISSING, "group: W&B, a run for each cell, grouped by study", identity=Identity.never
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        valid = self.seeds is None or (type(self.seeds) is int and self.seeds >= 1)
+        if isinstance(self.seeds, list):
+            valid = len(self.seeds) > 0 and all(type(seed) is int and seed >= 0 for seed in self.seeds)
+        require(
+            valid, f"seeds={self.seeds}", "must be a number of seeds or a list", "For example seeds=3 or seeds=[0,1]."
+        )
+        for name in ("k", "mt"):
+            given, values = getattr(self, name), _listed(getattr(self, name)) or []
+            require(
+                given is None or (len(values) > 0 and all(type(value) is int and value >= 0 for value in values)),
+                f"{name}={given}",
+                "must be a number from 0 upwards or a list of them",
+                f"For example {name}=10 or {name}=[10,50].",
+            )
+        names = _listed(self.tasks)
+        require(
+            names is None or (len(names) > 0 and all(isinstance(name, str) for name in names)),
+            f"task={self.tasks}",
+            "must be a task or a list of tasks",
+            "For example task=[squad,gsm8k]; pausebench tasks lists them.",
+        )
+
+    @property
+    def task_list(self) -> list[str] | None:
+        return _listed(self.tasks)
+
+    @property
+    def k_list(self) -> list[int] | None:
+        return _listed(self.k)
+
+    @property
+    def control_list(self) -> list[str]:
+        return _listed(self.controls) or []
+
+    @property
+    def mt_list(self) -> list[int] | None:
+        return _listed(self.mt)
+
+
+@dataclass(frozen=True)
+class PlanConfig(ReproduceConfig):
+    """What a study would cost."""
+
+    gpu: str = option("h100", "h100, h200, a100 (data sheets), or cpu: one core, its peak measured here")
+    gpus: int = option(1, "devices that share the work")
+    mfu: float = option(0.4, "share of the peak that is reached: an assumption, not measured on your machine")
+    peak_tflops: float | None = option(None, "dense bf16 TFLOP/s of a device (none: the data sheet's)")
+    answer_tokens: int | None = option(None, "tokens of a decoded answer (none: as long as the right answers)")
+    smaller: bool = option(True, "print smaller versions of the study and their cost as well")
+    json: str | None = option(None, "write every cell's cost to this file as well")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        allowed = ("h100", "h200", "a100", "cpu")
+        fix = "For another device take the nearest and give peak_tflops=."
+        require(self.gpu in allowed, f"gpu={self.gpu}", f"allowed are {', '.join(allowed)}", fix)
+        require(self.gpus >= 1, f"gpus={self.gpus}", "must be at least 1")
+        require(0 < self.mfu <= 1, f"mfu={self.mfu}", "must be above 0 and at most 1", "For example mfu=0.4.")
+        valid = self.peak_tflops is None or self.peak_tflops > 0
+        require(valid, f"peak_tflops={self.peak_tflops}", "must be above 0")
+        valid = self.answer_tokens is None or self.answer_tokens >= 1
+        require(valid, f"answer_tokens={self.answer_tokens}", "must be at least 1")
+
+
+BENCH_WORK = ("pretrain", "pauses", "finetune", "decode", "sweep", "memory", "overhead")
+BENCH_PEERS = ("eager", "compiled", "trainer", "litgpt")
+
+
+@dataclass(frozen=True)
+class BenchConfig(TrainingConfig):
+    """Speed and memory beside other libraries."""
+
+    work: Any = option(None, f"what is measured, one or a list of {', '.join(BENCH_WORK)} (none: all)")
+    peers: Any = option(
+        None,
+        "beside whom: eager and compiled (transformers), trainer (its Trainer, eager and compiled), litgpt (none: all)",
+    )
+    batch_size: int | None = option(
+        None, "rows of a step, or decoded together (none: 4 in pretraining, 16 in finetuning, the best when decoding)"
+    )
+    sequence_length: int | None = option(None, "tokens in a pretraining row (none: 512, and 2048 for memory)")
+    k: int = option(10, "pauses in finetuning and decoding")
+    rows: int = option(64, "rows decoded")
+    new_tokens: int | None = option(None, "tokens decoded for every row (none: 64 for gsm8k, 16 for squad)")
+    vocab_size: int = option(50258, "the model's vocabulary, where the tokenizer's is smaller: GPT-2's and <pause>")
+    steps: int = option(2, "optimizer steps of one timing")
+    repeats: int = option(3, "rounds; every side works once in each")
+    precision: Precision = option(Precision.auto, "auto, fp32 or bf16")
+    compile: Compile = option(Compile.on, "torch.compile on our side: on, as long runs have it, or off")
+    seed: int = option(0, "weights and rows")
+    out: str | None = option(
+        None,
+        "the JSON file; a Markdown table is written beside it (none: runs/bench/NAME.json)",
+        identity=Identity.never,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, allowed in (("work", BENCH_WORK), ("peers", BENCH_PEERS)):
+            for value in _listed(getattr(self, name)) or []:
+                require(value in allowed, f"{name}={value}", f"allowed are {', '.join(allowed)}")
+        for name in ("batch_size", "rows", "new_tokens", "steps", "repeats"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"{name}={value}", "must be at least 1")
+        require(self.k >= 0, f"k={self.k}", "must not be negative")
+        require(0 <= self.seed < 2**31, f"seed={self.seed}", "must be 0 to 2147483647")
+        length, most = self.sequence_length, self.model.max_positions
+        require(
+            2 <= (length or 2) <= most, f"sequence_length={length}", f"must be 2 to {most}, the positions of the model"
+        )
+
+    def resolved(self) -> BenchConfig:
+        """Every open value filled in."""
+        precision = resolved_precision(self.precision, self.model)
+        return dataclasses.replace(self, tokenizer=self.tokenizer.resolved(), precision=precision)
+
+    @property
+    def work_list(self) -> list[str]:
+        return _listed(self.work) or list(BENCH_WORK)
+
+    @property
+    def peer_list(self) -> list[str]:
+        return _listed(self.peers) or list(BENCH_PEERS)
+
+
+@dataclass(frozen=True)
+class SyncConfig(RunConfig):
+    """Upload offline W&B runs."""
+
+    dry_run: bool = option(False, "list what would be uploaded")
+
+
+@dataclass(frozen=True)
+class ReportConfig(RunConfig):
+    """Tables and page from the run folders alone."""
+
+    study: str | None = option(None, "one study by its name in runs/reproduce (none: every study found)")
+
+
+COMMANDS: dict[str, type[RunConfig]] = {
+    "prepare": PrepareConfig,
+    "pretrain": PretrainConfig,
+    "finetune": FinetuneConfig,
+    "evaluate": EvaluateConfig,
+    "reproduce": ReproduceConfig,
+    "report": ReportConfig,
+    "plan": PlanConfig,
+    "bench": BenchConfig,
+    "sync": SyncConfig,
+    "tasks": TasksConfig,
+    "show": ShowConfig,
+}
+
+
+for _schema in (
+    *COMMANDS.values(),
+    RunConfig,
+    TextConfig,
+    TasksData,
+    ModelConfig,
+    TrainingConfig,
+    WorldConfig,
+    TaskConfig,
+    DataConfig,
+    CorpusConfig,
+    TokenizerConfig,
+    PauseConfig,
+    TrainConfig,
+    TrackingConfig,
+):
+    # OmegaConf makes the config of a frozen class read-only, and Hydra could then fill nothing in. The objects stay
+    # frozen; only the mark that OmegaConf looks at is taken off.
+    _schema.__dataclass_params__.frozen = False  # type: ignore[attr-defined]

@@ -1,0 +1,372 @@
+"""The configuration groups: a dataclass for each folder of conf/, its ranges, and the choices that are names.
+
+Invariant: an object of these classes is valid. Fields marked ``Identity.never`` do not determine a result and are left
+out of a run's name, as are those marked ``Identity.changed`` while they have their default.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from enum import Enum
+
+from pausebench.config.options import MISSING, Identity, option, require
+
+
+class Placement(Enum):
+    """Where the K pauses stand (section 5.3; the paper's default is to append)."""
+
+    append = "append"
+    prepend = "prepend"
+
+
+class AttentionKind(Enum):
+    """How the prefix is attended."""
+
+    causal = "causal"  # every position sees the ones before it
+    bidirectional = "bidirectional"  # prefix-LM: prefix and pauses see each other whole (the paper, appendix A)
+    bottleneck = "bottleneck"  # causal, and the target side reads the pauses only, never the prefix (task relay)
+
+
+class PauseVisibility(Enum):
+    """Who may attend to a pause (the readers' controls: docs/controls.md)."""
+
+    all = "all"  # whoever the attention kind lets see it: the paper
+    readout = "readout"  # itself and the read-out: the next position from which a real token is predicted
+    self = "self"  # itself alone: nothing that it computes reaches anybody
+
+
+class Pretraining(Enum):
+    """Which pretrained checkpoint a finetuning starts from."""
+
+    std = "std"
+    pause = "pause"
+
+
+class LengthLimit(Enum):
+    """How long prefix + pauses + target may get."""
+
+    pretrained = "pretrained"  # the length the parent was pretrained with: later positions are untrained
+    positions = "positions"  # the position table: positions past the pretrained length are trained by finetuning
+
+
+class Precision(Enum):
+    """Arithmetic of training; weights and optimizer state are float32 in every case."""
+
+    auto = "auto"  # bf16 from width 64 upwards, fp32 below (casts cost more than they save there)
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
+class Compile(Enum):
+    """Whether what a block does position by position, and the loss, go through torch.compile."""
+
+    auto = "auto"  # where a run is so long that it pays (``training.compiled``)
+    on = "on"
+    off = "off"
+
+
+class Arithmetic(Enum):
+    """Arithmetic of evaluation, weights included."""
+
+    exact = "exact"  # float64: scores do not depend on the batch size
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
+class Source(Enum):
+    """Where rows come from."""
+
+    hub = "hub"  # the Hugging Face hub
+    files = "files"  # local files in the same layout
+    embedded = "embedded"  # generated worlds that need no download
+
+
+class Trim(Enum):
+    """What becomes of the tokens that inserted pauses push over a pretraining row's end."""
+
+    drop = "drop"  # they are lost (section 3.1, Algorithm 1)
+    carry = "carry"  # the row is cut that much shorter before, so the next row begins with them
+
+
+class Parallel(Enum):
+    """How the processes of one run share its work."""
+
+    ddp = "ddp"  # each holds the whole model (DistributedDataParallel)
+    fsdp = "fsdp"  # each holds a share of weights, gradients and optimizer state (FSDP2)
+
+
+class OnBadStep(Enum):
+    """What becomes of a step whose loss or gradient is not finite, or whose gradient is a spike."""
+
+    stop = "stop"  # the run ends; the last good checkpoint stays
+    skip = "skip"  # the step changes nothing and is counted
+
+
+class OnBadRow(Enum):
+    """What becomes of a row that does not fit its task."""
+
+    error = "error"  # the command ends with its place and field
+    skip = "skip"  # it is left out, counted and named
+
+
+class TokenizerKind(Enum):
+    """How text becomes tokens."""
+
+    gpt2 = "gpt2"  # GPT-2's byte-level BPE (the reproduction's choice for the paper's models)
+    bpe = "bpe"  # a byte-level BPE trained on the first documents of the corpus
+    byte = "byte"  # one token a byte
+    words = "words"  # one token a word: the count and relay worlds' own
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A decoder's shape and initialisation scales (group ``model``)."""
+
+    name: str = option(MISSING, "name of the model group")
+    n_layers: int = option(MISSING, "transformer blocks")
+    n_heads: int = option(MISSING, "attention heads; divides d_model")
+    d_model: int = option(MISSING, "width")
+    d_mlp: int = option(MISSING, "width of the MLP's hidden layer")
+    max_positions: int = option(MISSING, "learned positions")
+    activation: str = option("gelu", "gelu (GPT-2's tanh form), gelu_erf (the exact form) or relu")
+    embedding_std: float = option(0.02, "standard deviation of token and position embeddings at initialisation")
+    linear_std: float = option(0.02, "standard deviation of linear weights, unless linear_gain is given")
+    linear_gain: float | None = option(None, "linear weights N(0, (linear_gain / sqrt(fan_in))^2) instead")
+
+    def __post_init__(self) -> None:
+        allowed = ("gelu", "gelu_erf", "relu")
+        require(self.activation in allowed, f"model.activation={self.activation}", f"allowed are {', '.join(allowed)}")
+        for name in ("n_layers", "n_heads", "d_model", "d_mlp", "max_positions"):
+            require(getattr(self, name) >= 1, f"model.{name}={getattr(self, name)}", "must be at least 1")
+        require(
+            self.d_model % self.n_heads == 0,
+            f"model.n_heads={self.n_heads}",
+            f"must divide model.d_model={self.d_model}",
+        )
+
+
+@dataclass(frozen=True)
+class WorldConfig:
+    """An embedded world: the generator of pretraining documents and task rows (group ``world``)."""
+
+    name: str = option(MISSING, "name of the world group")
+    kind: str = option(MISSING, "count (lists of bits), relay (strings to copy) or english (invented facts)")
+    sequence_length: int = option(MISSING, "tokens in a row of pretraining")
+    n_min: int = option(1, "count: shortest list in a pretraining document")
+    n_max: int = option(1, "count: longest list in a pretraining document")
+    n_task: int = option(1, "length of the list (count) or string (relay) in a task's row")
+    facts: list[str] = option([], "count: facts that follow a list in pretraining, of MAJ, FIRST, LAST, CNT")
+    alphabet: int = option(8, "relay: number of symbols")
+
+    def __hash__(self) -> int:
+        return hash(repr(self))
+
+    def __post_init__(self) -> None:
+        kinds = ("count", "relay", "english")
+        require(self.kind in kinds, f"world.kind={self.kind}", f"allowed are {', '.join(kinds)}")
+        require(1 <= self.n_min <= self.n_max, f"world.n_min={self.n_min}", f"must be 1 to n_max={self.n_max}")
+        require(self.n_task >= 1, f"world.n_task={self.n_task}", "must be at least 1")
+        for name in ("n_max", "n_task"):
+            require(getattr(self, name) <= 46, f"world.{name}={getattr(self, name)}", "numbers end at 46")
+        unknown = [fact for fact in self.facts if fact not in ("MAJ", "FIRST", "LAST", "CNT")]
+        require(not unknown, f"world.facts={self.facts}", "allowed are MAJ, FIRST, LAST, CNT")
+        require(2 <= self.alphabet <= 26, f"world.alphabet={self.alphabet}", "must be 2 to 26")
+        if self.kind == "count":
+            require(
+                self.sequence_length >= self.longest_document,
+                f"world.sequence_length={self.sequence_length}",
+                f"the longest document has {self.longest_document} tokens",
+            )
+
+    @property
+    def longest_document(self) -> int:
+        """Tokens of the longest pretraining document, its end token included (count)."""
+        return self.n_max + 2 * len(self.facts) + 1
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where rows come from (group ``data``)."""
+
+    source: Source = option(Source.embedded, "set by data=hub, data=files and data=embedded")
+    root: str | None = option(None, "data=files: the folder that holds DATASET/SPLIT.jsonl.gz", identity=Identity.never)
+    # No identity: without a bad row both give the same, and with one only skip gives anything.
+    on_bad_row: OnBadRow = option(
+        OnBadRow.error,
+        "a task's row with a missing field, an answer that is empty or a label that is no option: error ends with its "
+        "place, skip leaves it out and counts it",
+        identity=Identity.never,
+    )
+    allow_changed: bool = option(
+        False, "go on with a run whose data fingerprint is another than in its manifest", identity=Identity.never
+    )
+
+
+@dataclass(frozen=True)
+class CorpusConfig:
+    """Pretraining text from the hub or from files (group ``corpus``)."""
+
+    name: str = option(MISSING, "the dataset's short name: its folder under data.root")
+    field: str = option("text", "the field of a row that holds the text")
+    hub_id: str | None = option(None, "data=hub: the dataset on the hub")
+    subset: str | None = option(None, "data=hub: its subset")
+    revision: str | None = option(None, "data=hub: its commit")
+    files: int | None = option(
+        None, "the training split's first so many files alone (none: all)", identity=Identity.changed
+    )
+    bytes: bool = option(
+        False,
+        "data=files: one file NAME, NAME.zip or NAME.gz, read as bytes: 90 % train, 5 % validation, 5 % test",
+        identity=Identity.changed,
+    )
+    prepared: bool = option(
+        False, "read the shards that pausebench prepare wrote instead of the text", identity=Identity.changed
+    )
+    document_mask: bool = option(
+        False, "stop attention at a document's end, where a row holds several", identity=Identity.changed
+    )
+
+    def __post_init__(self) -> None:
+        require(self.files is None or self.files >= 1, f"corpus.files={self.files}", "must be at least 1")
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """How text becomes tokens (group ``tokenizer``). ``<pause>`` is always the last id."""
+
+    kind: TokenizerKind = option(MISSING, "set by tokenizer=gpt2, bpe, byte and words")
+    path: str | None = option(
+        None,
+        "gpt2: folder with vocab.json and merges.txt (none: data.root/gpt2-tokenizer, or the hub)",
+        identity=Identity.never,
+    )
+    vocab_size: int | None = option(None, "bpe: entries at most, the end token and <pause> among them (none: 4096)")
+    train_documents: int = option(2000, "bpe: documents of the corpus that it is trained on")
+
+    def __post_init__(self) -> None:
+        valid = self.vocab_size is None or 300 <= self.vocab_size <= 65536
+        require(valid, f"tokenizer.vocab_size={self.vocab_size}", "must be 300 to 65536")
+        require(self.train_documents >= 1, f"tokenizer.train_documents={self.train_documents}", "must be at least 1")
+
+    def resolved(self) -> TokenizerConfig:
+        return dataclasses.replace(self, vocab_size=4096 if self.vocab_size is None else self.vocab_size)
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """What is asked (group ``task``)."""
+
+    name: str = option(MISSING, "name of the task")
+    train_fraction: float | None = option(
+        None, "share of the evaluation rows to train on instead, where no training split is to be had (none: no share)"
+    )
+
+    def __post_init__(self) -> None:
+        require(
+            self.train_fraction is None or 0 < self.train_fraction < 1,
+            f"task.train_fraction={self.train_fraction}",
+            "must be above 0 and below 1",
+        )
+
+
+@dataclass(frozen=True)
+class PauseConfig:
+    """Whether this stage uses pauses (group ``pause``: on or off)."""
+
+    enabled: bool = option(True, "set by pause=on and pause=off")
+    trim: Trim = option(
+        Trim.drop,
+        "pretraining: tokens that pauses push over a row's end are lost (drop: the paper) or begin the next (carry)",
+        identity=Identity.changed,
+    )
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The optimisation of one run."""
+
+    steps: int = option(1000, "optimizer steps")
+    batch_size: int = option(64, "rows in a step, all micro-batches together")
+    micro_batch_size: int | None = option(
+        None, "rows in one forward pass (none: the whole batch)", identity=Identity.never
+    )
+    lr: float = option(1e-3, "peak learning rate")
+    warmup_steps: int | None = option(None, "linear warm-up (none: 5 % of the steps)")
+    min_lr_fraction: float = option(0.1, "the cosine ends at this share of the peak")
+    beta1: float = option(0.9, "AdamW")
+    beta2: float = option(0.95, "AdamW")
+    weight_decay: float = option(0.1, "AdamW, on matrices (not on biases and norms)")
+    clip: float = option(1.0, "largest gradient norm")
+    on_bad_step: OnBadStep = option(
+        OnBadStep.stop,
+        "a step whose loss or gradient is not finite, or a spike: stop the run, or skip the step and count it",
+        identity=Identity.changed,
+    )
+    spike: float | None = option(
+        None,
+        "a gradient norm above so many times its running mean is a spike (none: no norm is)",
+        identity=Identity.changed,
+    )
+    log_every: int = option(100, "steps between two log lines", identity=Identity.never)
+    validate_every: int = option(500, "steps between two validation losses", identity=Identity.never)
+    validation_rows: int = option(256, "training-side rows of a validation loss", identity=Identity.never)
+    checkpoint_every: int = option(500, "steps between two checkpoints", identity=Identity.never)
+    keep_checkpoints: int = option(2, "newest checkpoints kept, beside the best one", identity=Identity.never)
+    activation_checkpointing: bool = option(
+        False,
+        "recompute each block in the backward pass: less memory, about a third more work",
+        identity=Identity.never,
+    )
+    compile: Compile = option(
+        Compile.auto, "torch.compile: auto (long runs), on or off; rounds differently", identity=Identity.never
+    )
+    hang_seconds: int = option(
+        600, "several processes: one that has not moved for so long ends the run with its name", identity=Identity.never
+    )
+
+    def __post_init__(self) -> None:
+        for name in (
+            "steps",
+            "batch_size",
+            "log_every",
+            "validate_every",
+            "validation_rows",
+            "checkpoint_every",
+            "keep_checkpoints",
+            "hang_seconds",
+        ):
+            require(getattr(self, name) >= 1, f"train.{name}={getattr(self, name)}", "must be at least 1")
+        require(
+            self.micro_batch_size is None or 1 <= self.micro_batch_size <= self.batch_size,
+            f"train.micro_batch_size={self.micro_batch_size}",
+            f"must be 1 to train.batch_size={self.batch_size}",
+        )
+        require(self.lr > 0, f"train.lr={self.lr}", "must be above 0")
+        require(
+            self.warmup_steps is None or 0 <= self.warmup_steps <= self.steps,
+            f"train.warmup_steps={self.warmup_steps}",
+            f"must be 0 to train.steps={self.steps}",
+        )
+        require(
+            0 <= self.min_lr_fraction <= 1, f"train.min_lr_fraction={self.min_lr_fraction}", "must be between 0 and 1"
+        )
+        for name in ("beta1", "beta2"):
+            require(0 <= getattr(self, name) < 1, f"train.{name}={getattr(self, name)}", "must be at least 0, below 1")
+        require(self.weight_decay >= 0, f"train.weight_decay={self.weight_decay}", "must not be negative")
+        require(self.clip > 0, f"train.clip={self.clip}", "must be above 0")
+        require(self.spike is None or self.spike > 1, f"train.spike={self.spike}", "must be above 1")
+
+    def resolved(self) -> TrainConfig:
+        if self.warmup_steps is not None:
+            return self
+        return dataclasses.replace(self, warmup_steps=round(0.05 * self.steps))
+
+
+@dataclass(frozen=True)
+class TrackingConfig:
+    """Weights & Biases (group ``tracking``: wandb or off). The run folder is the truth, W&B a view of it."""
+
+    enabled: bool = option(MISSING, "set by tracking=wandb and tracking=off")
+    project: str = option("pausebench", "W&B project")
+    group: str | None = option(None, "W&B group (none: the task or the world)")

@@ -1,0 +1,312 @@
+"""The options of the two stages that train, and the rules between them (``config`` has the other commands').
+
+Invariant: an object of these classes is valid and complete; whatever may be left open on the command line (``k``,
+``train.warmup_steps``, ``sequence_length``) is filled in by ``resolved``, and the resolved form is what is hashed,
+stored in ``config.yaml`` and used.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pausebench.config.groups import (
+    AttentionKind,
+    CorpusConfig,
+    DataConfig,
+    LengthLimit,
+    ModelConfig,
+    Parallel,
+    PauseConfig,
+    PauseVisibility,
+    Placement,
+    Precision,
+    Pretraining,
+    Source,
+    TaskConfig,
+    TokenizerConfig,
+    TokenizerKind,
+    TrackingConfig,
+    TrainConfig,
+    WorldConfig,
+)
+from pausebench.config.options import MISSING, Identity, identity_fields, option, require
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What every command has."""
+
+    runs: str = option("runs", "folder that holds all run folders", identity=Identity.never)
+    device: str = option("auto", "auto, cpu or cuda", identity=Identity.never)
+    threads: int | None = option(None, "CPU threads (none: torch's choice)", identity=Identity.never)
+    quiet: bool = option(False, "no progress on the terminal", identity=Identity.never)
+
+    def __post_init__(self) -> None:
+        require(self.device in ("auto", "cpu", "cuda"), f"device={self.device}", "allowed are auto, cpu and cuda")
+        require(self.threads is None or self.threads >= 1, f"threads={self.threads}", "must be at least 1")
+
+
+@dataclass(frozen=True)
+class TextConfig(RunConfig):
+    """Where text and rows come from, and the tokenizer."""
+
+    data: DataConfig = option(DataConfig, "group: where rows come from")
+    corpus: CorpusConfig = option(MISSING, "group: the pretraining text of data=hub and data=files")
+    world: WorldConfig = option(MISSING, "group: the generator of data=embedded")
+    tokenizer: TokenizerConfig = option(MISSING, "group: how text becomes tokens")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            self.data.source is not Source.files or self.data.root is not None,
+            "data=files without data.root",
+            "the folder with the local files has to be named",
+            "For example data.root=../data, with ../data/squad/train.jsonl.gz in it.",
+        )
+        own_words = self.embedded and self.world.kind != "english"
+        words = self.tokenizer.kind is TokenizerKind.words
+        where = f"world={self.world.name}" if self.embedded else f"data={self.data.source.value}"
+        require(
+            own_words == words,
+            f"tokenizer={self.tokenizer.kind.value} with {where}",
+            "allowed here is words" if own_words else "allowed here are gpt2, bpe and byte",
+        )
+
+    @property
+    def embedded(self) -> bool:
+        return self.data.source is Source.embedded
+
+    @property
+    def corpus_name(self) -> str:
+        """What the pretraining text is called: the world, or the corpus of files and hub."""
+        return self.world.name if self.embedded else self.corpus.name
+
+    def refuse_unused(self, overrides: Sequence[str]) -> None:
+        """Raise ``BadInput`` for an override of a group that this source does not read: it would change nothing."""
+        unused, fix = ("corpus", "data=files or data=hub") if self.embedded else ("world", "data=embedded")
+        for given in overrides:
+            name = given.lstrip("+").partition("=")[0]
+            require(
+                name.partition(".")[0] != unused,
+                f"{given} with data={self.data.source.value}",
+                f"{unused} is read with {fix} only",
+                f"Leave it out, or type {fix}.",
+            )
+
+    def data_identity(self) -> dict[str, Any]:
+        """``identity_fields`` without the groups that this source and tokenizer do not use."""
+        fields = identity_fields(self)
+        del fields["corpus" if self.embedded else "world"]
+        if self.tokenizer.kind is TokenizerKind.words:
+            del fields["tokenizer"]  # it is the world's
+        elif self.tokenizer.kind is not TokenizerKind.bpe:
+            fields["tokenizer"] = self.tokenizer.kind.value
+        return fields
+
+
+@dataclass(frozen=True)
+class TrainingConfig(TextConfig):
+    """What the two commands that train have in common: a model beside the text."""
+
+    model: ModelConfig = option(MISSING, "group: the decoder; a finetuning's parent must have the same")
+
+
+@dataclass(frozen=True)
+class PretrainConfig(TrainingConfig):
+    """StdPT (pause=off) or PausePT (pause=on)."""
+
+    pause: PauseConfig = option(PauseConfig, "group: pause=on is PausePT, pause=off StdPT")
+    pause_fraction: float = option(0.1, "pauses inserted, as a share of the row's length (section 4.1)")
+    pause_visibility: PauseVisibility = option(
+        PauseVisibility.all,
+        "who sees a pause: all, or (a control: docs/controls.md) itself and the read-out, or itself alone",
+        identity=Identity.changed,
+    )
+    sequence_length: int | None = option(
+        None, "tokens in a row (none: the world's, or 2048 where the model has as many positions)"
+    )
+    seed: int = option(0, "initialisation, order of documents and places of pauses")
+    precision: Precision = option(Precision.auto, "auto, fp32 or bf16")
+    parallel: Parallel = option(
+        Parallel.ddp, "several processes (torchrun, srun): ddp, or fsdp to share weights too", identity=Identity.never
+    )
+    train: TrainConfig = option(TrainConfig, "the optimisation")
+    profile: bool = option(
+        False, "write where the time of a few steps goes to profile/ in the run's folder", identity=Identity.never
+    )
+    tracking: TrackingConfig = option(MISSING, "group: W&B", identity=Identity.never)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0 <= self.seed < 2**31, f"seed={self.seed}", "must be 0 to 2147483647")
+        require(
+            0 < self.pause_fraction <= 1,
+            f"pause_fraction={self.pause_fraction}",
+            "must be above 0 and at most 1",
+            "The paper's is 0.1; pause=off pretrains without pauses.",
+        )
+        if self.sequence_length is not None:
+            shortest = self.world.longest_document if self.embedded and self.world.kind == "count" else 2
+            require(
+                self.sequence_length >= shortest,
+                f"sequence_length={self.sequence_length}",
+                f"must be at least {shortest}"
+                + (f", the longest document of world={self.world.name}" if shortest > 2 else ""),
+            )
+            require(
+                self.sequence_length <= self.model.max_positions,
+                f"sequence_length={self.sequence_length}",
+                f"model={self.model.name} has {self.model.max_positions} positions",
+                "Take a shorter sequence_length or set model.max_positions.",
+            )
+
+    def resolved(self) -> PretrainConfig:
+        """Every open value filled in."""
+        length = self.sequence_length
+        if length is None:
+            length = self.world.sequence_length if self.embedded else min(2048, self.model.max_positions)
+        return dataclasses.replace(
+            self,
+            pause=self.pause if self.pause.enabled else PauseConfig(enabled=False),
+            pause_visibility=self.pause_visibility if self.pause.enabled else PauseVisibility.all,
+            sequence_length=length,
+            tokenizer=self.tokenizer.resolved(),
+            precision=resolved_precision(self.precision, self.model),
+            train=self.train.resolved(),
+        )
+
+    @property
+    def variant(self) -> str:
+        return "PausePT" if self.pause.enabled else "StdPT"
+
+    def identity(self) -> dict[str, Any]:
+        """What determines the result, for the run's name."""
+        fields = self.data_identity()
+        if not self.pause.enabled:
+            del fields["pause_fraction"]
+        return fields
+
+
+@dataclass(frozen=True)
+class FinetuneConfig(TrainingConfig):
+    """StdFT (k=0) or PauseFT (k>0) on one task."""
+
+    task: TaskConfig = option(MISSING, "group: the task")
+    pause: PauseConfig = option(PauseConfig, "group: pause=off says the same as k=0", identity=Identity.never)
+    k: int | None = option(None, "pauses in every row; 0 is StdFT (none: the task's default_k)")
+    default_k: int = option(8, "K where k is not given", identity=Identity.never)
+    placement: Placement = option(Placement.append, "append or prepend the pauses (section 5.3)")
+    prefix: AttentionKind = option(AttentionKind.bidirectional, "causal, bidirectional or bottleneck attention")
+    pause_visibility: PauseVisibility = option(
+        PauseVisibility.all,
+        "who sees a pause, here and in evaluate: all, or (a control) itself and the read-out, or itself alone",
+        identity=Identity.changed,
+    )
+    shift: int = option(
+        0,
+        "a control for k=0: positions jump by so many where pauses would stand, and M pauses of evaluate fill that gap",
+        identity=Identity.changed,
+    )
+    filler: str = option(
+        "pause",
+        "token in the pauses' places: pause, end, or text that is one token, such as .",
+        identity=Identity.changed,
+    )
+    pretraining: Pretraining = option(
+        Pretraining.pause, "std or pause: which pretrained parent to find in runs/pretrain"
+    )
+    pretraining_seed: int = option(0, "seed of that parent")
+    init: str | None = option(None, "a pretrain run's folder, or random, instead of the search by pretraining=")
+    length_limit: LengthLimit = option(
+        LengthLimit.pretrained, "longest row: the parent's pretrained length, or the model's positions"
+    )
+    seed: int = option(0, "initialisation (init=random) and order of rows")
+    precision: Precision = option(Precision.auto, "auto, fp32 or bf16")
+    parallel: Parallel = option(
+        Parallel.ddp, "several processes (torchrun, srun): ddp, or fsdp to share weights too", identity=Identity.never
+    )
+    train: TrainConfig = option(TrainConfig, "the optimisation")
+    profile: bool = option(
+        False, "write where the time of a few steps goes to profile/ in the run's folder", identity=Identity.never
+    )
+    tracking: TrackingConfig = option(MISSING, "group: W&B", identity=Identity.never)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("seed", "pretraining_seed"):
+            require(0 <= getattr(self, name) < 2**31, f"{name}={getattr(self, name)}", "must be 0 to 2147483647")
+        require(
+            self.k is None or self.k >= 0,
+            f"k={self.k}",
+            "the number of pauses must not be negative",
+            "k=0 finetunes without pauses, k=10 with ten.",
+        )
+        require(
+            self.pause.enabled or not self.k,
+            f"pause=off k={self.k}",
+            "pause=off means k=0",
+            f"Type pause=off, or k={self.k} alone.",
+        )
+        require(self.shift >= 0, f"shift={self.shift}", "must not be negative")
+        require(
+            self.shift == 0 or self._k == 0,
+            f"shift={self.shift} with k={self._k}" + (" (the task's default)" if self.k is None else ""),
+            "shift moves the positions of a finetuning without pauses",
+            f"Type shift={self.shift} k=0, or k={self._k} alone.",
+        )
+
+    def resolved(self) -> FinetuneConfig:
+        """Every open value filled in."""
+        k = self._k
+        return dataclasses.replace(
+            self,
+            k=k,
+            pause=PauseConfig(enabled=k > 0),
+            pause_visibility=self.pause_visibility if k else PauseVisibility.all,
+            filler=self.filler if k else "pause",
+            tokenizer=self.tokenizer.resolved(),
+            precision=resolved_precision(self.precision, self.model),
+            train=self.train.resolved(),
+        )
+
+    @property
+    def _k(self) -> int:
+        return self.k if self.k is not None else (self.default_k if self.pause.enabled else 0)
+
+    @property
+    def pauses(self) -> int:
+        """K of a resolved config."""
+        assert self.k is not None
+        return self.k
+
+    def identity(self, parent: str) -> dict[str, Any]:
+        """What determines the result; the parent's run name stands for how it was chosen."""
+        fields = self.data_identity()
+        for name in ("pretraining", "pretraining_seed", "init"):
+            del fields[name]
+        if self.k == 0 and self.shift == 0:
+            del fields["placement"]
+        return fields | {"parent": parent}
+
+
+@dataclass(frozen=True)
+class ShowConfig(FinetuneConfig):
+    """Print examples of a task as a finetuning with these options would train on them."""
+
+    examples: int = option(3, "how many")
+    start: int = option(0, "number of the first, in the order of the split")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.examples >= 1, f"examples={self.examples}", "must be at least 1")
+        require(self.start >= 0, f"start={self.start}", "must not be negative")
+
+
+def resolved_precision(precision: Precision, model: ModelConfig) -> Precision:
+    """What ``auto`` means for this model."""
+    if precision is not Precision.auto:
+        return precision
+    return Precision.bf16 if model.d_model >= 64 else Precision.fp32

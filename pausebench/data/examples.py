@@ -1,0 +1,200 @@
+"""Examples as tokens, and what of them is read where a row is too long.
+
+The question, the pauses and the answer stay. The oldest turns of a conversation go first; then the context is read
+through windows that overlap by half. What goes never depends on the answer.
+"""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections.abc import Sequence
+from itertools import chain
+from typing import NamedTuple, overload
+
+import torch
+from torch import Tensor
+
+from pausebench.data.tokenizer import Tokenizer
+from pausebench.errors import BadInput
+from pausebench.pauses import IGNORE_INDEX, Role, Rows
+from pausebench.tasks import Example, Task
+
+Tokens = Sequence[int]
+
+
+class EncodedExample(NamedTuple):
+    """The parts of an example, tokenised apart, as training and inference both read them."""
+
+    context: Tokens
+    history: Sequence[Tokens]
+    question: Tokens
+    target: Tokens
+    candidates: Sequence[Tokens]
+
+    @property
+    def prefix(self) -> Tokens:
+        if not self.context and not self.history:
+            return self.question
+        return array("i", chain(self.context, *self.history, self.question))
+
+
+class Windows(Sequence[Tokens]):
+    """Windows of ``size`` tokens of a context, each with the rest behind it and made when it is asked for.
+
+    They start at the context's beginning, each half a window after the one before; the last ends where it ends.
+    """
+
+    def __init__(self, context: Tokens, rest: array[int], size: int) -> None:
+        self._context, self._rest, self._size = context, rest, size
+        self._last, self._step = len(context) - size, max(1, size // 2)
+
+    def __len__(self) -> int:
+        return -(-self._last // self._step) + 1
+
+    @overload
+    def __getitem__(self, index: int) -> Tokens: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Tokens]: ...
+    def __getitem__(self, index: int | slice) -> Tokens | Sequence[Tokens]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(len(self))[index]]
+        start = min(range(len(self))[index] * self._step, self._last)
+        return array("i", self._context[start : start + self._size]) + self._rest
+
+
+class Fitted(NamedTuple):
+    """What is read of an example: a prefix, or one for each window of its context.
+
+    cut: which part lost something first to last, of "history", "context" and "question".
+    """
+
+    prefixes: Sequence[Tokens]
+    cut: tuple[str, ...]
+
+
+def encode(examples: Sequence[Example], task: Task, tokenizer: Tokenizer) -> list[EncodedExample]:
+    """Tokenise examples. A decoded answer of text gets an end token; one that is scored, or fixed in length, gets none.
+
+    Raises ``BadInput`` for an empty prefix or answer.
+    """
+    texts = [(e.context, *e.history, e.question, e.target, *e.candidates) for e in examples]
+    # Many questions are asked about one text, and each turn of a conversation repeats those before it.
+    distinct = list(dict.fromkeys(text for parts in texts for text in parts if text))
+    ids = {text: array("i", found) for text, found in zip(distinct, tokenizer.encode_lists(distinct), strict=True)}
+    ids[""] = array("i")
+    end = array("i", [] if task.scored or task.answer_tokens is not None else [tokenizer.end_id])
+    encoded = []
+    for number, parts in enumerate(texts):
+        context, *rest = (ids[text] for text in parts)
+        turns = len(examples[number].history)
+        history, question, target, candidates = rest[:turns], rest[turns], rest[turns + 1], rest[turns + 2 :]
+        if not (question and target and all(candidates)):
+            name = "candidate" if question and target else "target" if question else "question"
+            raise BadInput(f"task={task.name}: row {number} has an empty {name}.")
+        encoded.append(EncodedExample(context, history, question, target + end, candidates))
+    return encoded
+
+
+def fit(example: EncodedExample, room: int) -> Fitted:
+    """The example in ``room`` tokens of prefix, at least one: whole, or through ``Windows`` of its context.
+
+    A question that does not fit by itself loses its beginning.
+    """
+    question, history, context = example.question, list(example.history), example.context
+    cut = []
+    if len(question) > room:
+        cut.append("question")
+        question = question[-max(1, room) :]
+    size = len(question) + sum(map(len, history))
+    while history and (size > room or size + len(context) > room):
+        size -= len(history.pop(0))
+    if len(history) < len(example.history):
+        cut.insert(0, "history")
+    rest = array("i", chain(*history, question))
+    left = room - len(rest)
+    if len(context) <= left:
+        return Fitted([array("i", context) + rest], tuple(cut))
+    if left <= 0:
+        return Fitted([rest], ("context", *cut))
+    return Fitted(Windows(context, rest, left), ("context", *cut))
+
+
+# ------------------------------
+# Packing: several finetuning examples in one row, so that hardly a position is padding.
+
+MOST_PADDING = 0.02  # share of a batch's positions; more rows than that allows would be narrower and emptier
+
+
+class PackedExamples(NamedTuple):
+    """R rows of W positions, all [R, W].
+
+    documents: the example's number in the batch, -1 for padding. positions: the example's own, from 0 or jumping as its
+    row's. readouts: bool, one an example.
+    """
+
+    input_ids: Tensor
+    labels: Tensor
+    roles: Tensor
+    documents: Tensor
+    positions: Tensor
+    readouts: Tensor
+
+
+def pack(rows: Rows, pad_id: int) -> PackedExamples:
+    """Lay rows of one example each into as many equal rows as keep padding under ``MOST_PADDING``.
+
+    Narrow rows are cheaper, because attention is computed over whole rows.
+    """
+    lengths: list[int] = rows.lengths.tolist()
+    places = partition(lengths)
+    width = max(sum(lengths[number] for number in row) for row in places)
+    start = torch.zeros(len(lengths), dtype=torch.int64)
+    for index, row in enumerate(places):
+        offset = index * width
+        for number in row:
+            start[number] = offset
+            offset += lengths[number]
+    t = torch.arange(rows.input_ids.shape[1])
+    real = t < rows.lengths[:, None]
+    destination = (start[:, None] + t)[real]
+
+    def laid(values: Tensor, padding: int) -> Tensor:
+        packed = torch.full((len(places) * width,), padding, dtype=values.dtype)
+        packed[destination] = values[real]
+        return packed.view(len(places), width)
+
+    return PackedExamples(
+        laid(rows.input_ids, pad_id),
+        laid(rows.labels, IGNORE_INDEX),
+        laid(rows.roles, Role.PADDING.value),
+        laid(torch.arange(len(lengths))[:, None].expand_as(real), -1),
+        laid(t.expand_as(real) if rows.positions is None else rows.positions, 0),
+        laid(rows.readouts, False),
+    )
+
+
+def partition(lengths: list[int]) -> list[list[int]]:
+    """Examples by row, the rows nearly equal in tokens.
+
+    Takes the largest number of rows whose padding stays under ``MOST_PADDING``; one row has none.
+    """
+    total = sum(lengths)
+    most = math.ceil(total / (max(lengths) * (1 - MOST_PADDING)))  # no row is narrower than the longest example
+    for count in range(min(most, len(lengths)), 0, -1):
+        rows = _balanced(lengths, count)
+        width = max(sum(lengths[number] for number in row) for row in rows)
+        if count * width * (1 - MOST_PADDING) <= total:
+            break
+    return rows
+
+
+def _balanced(lengths: list[int], count: int) -> list[list[int]]:
+    """Longest first, each to the row with the fewest tokens so far."""
+    rows: list[list[int]] = [[] for _ in range(count)]
+    loads = [0] * count
+    for number in sorted(range(len(lengths)), key=lambda number: -lengths[number]):
+        row = loads.index(min(loads))
+        rows[row].append(number)
+        loads[row] += lengths[number]
+    return rows

@@ -1,1 +1,0 @@
-"""Run folders and what is read from them. Never imports torch or the trainer."""

@@ -1,0 +1,246 @@
+"""Names and parents of runs: the folder of a config, the search for a parent, overrides as typed."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from pausebench.config.commands import EvaluateConfig
+from pausebench.config.groups import (
+    Arithmetic,
+    CorpusConfig,
+    DataConfig,
+    PauseVisibility,
+    Placement,
+    TokenizerConfig,
+    TokenizerKind,
+)
+from pausebench.config.help import choices
+from pausebench.config.options import plain
+from pausebench.config.training import FinetuneConfig, PretrainConfig, TrainingConfig
+from pausebench.errors import BadInput
+from pausebench.runs.folder import RunFolder, read_json, run_name
+
+
+def pretrain_folder(config: PretrainConfig) -> RunFolder:
+    """The folder of a resolved pretrain config."""
+    slug = f"{_what(config.corpus_name, config.model.name)}-{config.variant}-s{config.seed}"
+    return RunFolder(config.runs, "pretrain", run_name(slug, config.identity()))
+
+
+def finetune_folder(config: FinetuneConfig, parent: Parent) -> RunFolder:
+    """The folder of a resolved finetune config with this parent."""
+    what = _what(config.task.name, config.corpus_name, config.model.name)
+    slug = f"{what}-{variant(parent.pretraining, config.pauses)}-k{config.k}-s{config.seed}"
+    return RunFolder(config.runs, "finetune", run_name(slug, config.identity(parent.name)))
+
+
+def evaluate_folder(config: EvaluateConfig, run: str, placement: Placement, m: int) -> RunFolder:
+    """Where the result for one M of one finetune run stands; ``config.filler`` has to be filled in."""
+    assert config.filler is not None
+    identity: dict[str, Any] = {"run": run, "m": m}
+    if m > 0:
+        identity |= {"filler": config.filler, "placement": placement.value}
+    if config.limit is not None:
+        identity["limit"] = config.limit
+    if config.precision is not Arithmetic.exact:
+        identity["precision"] = config.precision.value
+    return RunFolder(config.runs, "evaluate", run_name(f"{run.rpartition('-')[0]}-m{m}", identity))
+
+
+def _what(*names: str) -> str:
+    return "-".join(dict.fromkeys(names))
+
+
+def variant(pretraining: str, k: int) -> str:
+    """The paper's name of a combination (section 3.2); NoPT where finetuning starts from random weights."""
+    stage = {"std": "StdPT", "pause": "PausePT", "none": "NoPT"}[pretraining]
+    return f"{stage}_{'PauseFT' if k > 0 else 'StdFT'}"
+
+
+@dataclass(frozen=True)
+class Parent:
+    """What a finetuning starts from: a finished pretrain run, or random weights.
+
+    name: the run's name, or "random". pretraining: std, pause or none. seed: the pretraining seed. length: tokens in
+    a row it was pretrained with (None: never). pause_visibility: who saw its pauses.
+    """
+
+    name: str
+    pretraining: str
+    seed: int | None
+    length: int | None
+    checkpoint: Path | None
+    model: dict[str, Any] | None
+    tokenizer: str | None
+    pause_visibility: str = PauseVisibility.all.value
+
+
+RANDOM = Parent("random", "none", None, None, None, None, None)
+
+
+def planned_parent(name: str, pretraining: str, seed: int) -> Parent:
+    """A pretrain run that need not exist yet, as far as the name of its finetunings goes."""
+    return Parent(name, pretraining, seed, None, None, None, None)
+
+
+def find_parent(config: FinetuneConfig, tokenizer: str) -> Parent:
+    """The parent that ``init`` names or that ``pretraining`` and ``pretraining_seed`` describe.
+
+    One whose pauses were hidden is found by ``init`` alone.
+
+    Raises ``BadInput`` when there is none (with the command that makes it), when several fit (with the ``init=`` that
+    chooses), or when it has another model or tokenizer.
+    """
+    if config.init == "random":
+        return RANDOM
+    if config.init is not None:
+        return _checked(parent_of(existing_run(config.runs, "pretrain", config.init)), config, tokenizer)
+    wanted = {
+        "model": plain(config.model),
+        "tokenizer": tokenizer,
+        "pretraining": config.pretraining.value,
+        "corpus": config.corpus_name,
+        "seed": config.pretraining_seed,
+        "pause_visibility": PauseVisibility.all.value,
+    }
+    found = [
+        path.parent
+        for path in sorted(Path(config.runs, "pretrain").glob("*/manifest.json"))
+        if (manifest := _manifest(path.parent)) and {name: manifest.get(name) for name in wanted} == wanted
+    ]
+    done = [run for run in found if (run / "result.json").exists()]
+    if len(done) == 1:
+        return _checked(parent_of(done[0]), config, tokenizer)
+    if done:
+        choices = "\n".join(f"  init={run}" for run in done)
+        raise BadInput(
+            f"{len(done)} runs in {config.runs}/pretrain fit pretraining={config.pretraining.value} "
+            f"pretraining_seed={config.pretraining_seed} model={config.model.name}. Choose one:\n{choices}"
+        )
+    pause = "on" if config.pretraining.value == "pause" else "off"
+    words = [*data_overrides(config), f"pause={pause}", f"seed={config.pretraining_seed}"]
+    command = " ".join(["pausebench pretrain", *words]) + (
+        "" if config.runs == "runs" else f" {override('runs', config.runs)}"
+    )
+    state = "is not finished" if found else "does not exist"
+    raise BadInput(
+        f"the {config.pretraining.value} parent of model={config.model.name} on {config.corpus_name} with "
+        f"pretraining_seed={config.pretraining_seed} {state} in {config.runs}/pretrain. Make it with\n  {command}\n"
+        "or start from init=random."
+    )
+
+
+def data_overrides(config: TrainingConfig) -> list[str]:
+    """The overrides that choose the same model, text and tokenizer in another command."""
+    model = f"model={config.model.name}"
+    if config.tokenizer.kind is TokenizerKind.words:
+        return [f"world={config.world.name}", model]
+    corpus = [] if config.embedded else corpus_overrides(config.corpus)
+    return [model, *source_overrides(config.data), *corpus, *tokenizer_overrides(config.tokenizer)]
+
+
+def source_overrides(data: DataConfig) -> list[str]:
+    root = [] if data.root is None else [override("data.root", data.root)]
+    return [f"data={data.source.value}", *root]
+
+
+def corpus_overrides(corpus: CorpusConfig) -> list[str]:
+    files = [] if corpus.files is None else [f"corpus.files={corpus.files}"]
+    if corpus.name in choices("corpus"):
+        return [f"corpus={corpus.name}", *files]
+    fields = ("name", "field", "hub_id", "subset", "revision")
+    given = [(name, value) for name in fields if (value := getattr(corpus, name)) is not None]
+    as_bytes = ["corpus.bytes=true"] if corpus.bytes else []
+    return ["corpus=text", *(override(f"corpus.{name}", value) for name, value in given), *files, *as_bytes]
+
+
+def tokenizer_overrides(tokenizer: TokenizerConfig) -> list[str]:
+    words = [f"tokenizer={tokenizer.kind.value}"]
+    if tokenizer.kind is TokenizerKind.bpe and tokenizer.vocab_size is not None:
+        words.append(f"tokenizer.vocab_size={tokenizer.vocab_size}")
+    if tokenizer.path is not None:
+        words.append(override("tokenizer.path", tokenizer.path))
+    return words
+
+
+def override(key: str, value: str) -> str:
+    """``key=value`` in Hydra's grammar, quoted where it has to be."""
+    if re.fullmatch(r"[\w./+-]+", value):
+        return f"{key}={value}"
+    escaped = re.sub(r"(\\+)(?='|$)", r"\1\1", value).replace("'", "\\'")  # a backslash escapes quotes only
+    return f"{key}='{escaped}'"
+
+
+def existing_run(runs: str, command: str, given: str) -> Path:
+    """The folder of a finished run given by path or by name. Raises ``BadInput`` for an unknown or unfinished one."""
+    for path in (Path(given), Path(runs, command, given)):
+        if (path / "manifest.json").exists():
+            manifest = read_json(path / "manifest.json")
+            if manifest.get("command") != command:
+                raise BadInput(f"{path} is a {manifest.get('command')} run; a {command} run is needed here.")
+            if not (path / "result.json").exists():
+                raise BadInput(f"{path} is not finished. Type its {command} command again to go on, then this one.")
+            return path
+    known = sorted(run.parent.name for run in Path(runs, command).glob("*/result.json"))
+    listed = "".join(f"\n  {name}" for name in known[:8]) + (f"\n  and {len(known) - 8} more" if known[8:] else "")
+    raise BadInput(
+        f"{given} is no {command} run (looked for {given}/manifest.json and {runs}/{command}/{given}). "
+        + (
+            f"Finished {command} runs:{listed}"
+            if known
+            else f"{runs}/{command} holds none yet: pausebench {command} --help"
+        )
+    )
+
+
+def parent_of(run: Path) -> Parent:
+    """A finished pretrain run as a parent."""
+    manifest, result = _manifest(run), read_json(run / "result.json")
+    return Parent(
+        run.name,
+        manifest["pretraining"],
+        manifest["seed"],
+        manifest["sequence_length"],
+        run / result["checkpoint"],
+        manifest["model"],
+        manifest["tokenizer"],
+        manifest["pause_visibility"],
+    )
+
+
+def _manifest(run: Path) -> dict[str, Any]:
+    """The manifest of a pretrain run; where it does not say so, all saw the pauses."""
+    path = run / "manifest.json"
+    try:
+        stat = path.stat()
+    except OSError:
+        return {"pause_visibility": PauseVisibility.all.value}
+    return _read_manifest(path, stat.st_ino, stat.st_mtime_ns, stat.st_size)
+
+
+@lru_cache(maxsize=4096)  # every finetuning of a sweep looks for its parent among all pretrained runs
+def _read_manifest(path: Path, inode: int, modified: int, size: int) -> dict[str, Any]:
+    manifest: dict[str, Any] = read_json(path) or {}
+    return {"pause_visibility": PauseVisibility.all.value} | manifest
+
+
+def _checked(parent: Parent, config: FinetuneConfig, tokenizer: str) -> Parent:
+    if parent.model != plain(config.model):
+        here, there = plain(config.model), parent.model or {}
+        changed = [
+            f"{name} {there.get(name)} there, {here[name]} here" for name in here if there.get(name) != here[name]
+        ]
+        raise BadInput(
+            f"{parent.name} has another model than model={config.model.name}: {', '.join(changed)}. "
+            "Give its model=, or another init=."
+        )
+    if parent.tokenizer != tokenizer:
+        raise BadInput(
+            f"{parent.name} was trained with tokenizer {parent.tokenizer}; tokenizer={config.tokenizer.kind.value} on "
+            f"{config.corpus_name} is {tokenizer}. Give the tokenizer and corpus it was trained with, or another init=."
+        )
+    return parent

@@ -1,0 +1,357 @@
+"""The plan of a study: which cells it has, in which run folders, and as which commands a user could type them."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+from pausebench.config.commands import EvaluateConfig, ReproduceConfig
+from pausebench.config.groups import Source
+from pausebench.config.training import FinetuneConfig, PretrainConfig
+from pausebench.data.vocabulary import open_tokenizer
+from pausebench.errors import BadInput
+from pausebench.model.flops import equal_flops_layers, equal_flops_steps
+from pausebench.runs import lineage
+from pausebench.runs.folder import RunFolder
+from pausebench.runs.lineage import override
+from pausebench.study import arms
+from pausebench.study.arms import Arm
+from pausebench.study.row_lengths import length_limit, row_lengths, vocabulary
+
+ANY_SEED = 2**31 - 1  # a cell is composed once with it, for all its seeds
+ON_OFF = {"std": "off", "pause": "on"}
+
+
+class Cells(Protocol):
+    """How cells are composed and run; the command line's Hydra side implements it."""
+
+    def compose(self, command: str, overrides: Sequence[str]) -> Any: ...
+
+    def launch(self, command: str, cells: Sequence[Sequence[str]], names: Sequence[str]) -> Sequence[Any]: ...
+
+
+@dataclass
+class Cell:
+    """One command: its overrides, the folders it fills, and the folders it needs.
+
+    config: of a training cell, resolved. evaluation: of an evaluate cell, mt a list.
+    """
+
+    command: str
+    overrides: list[str]
+    folders: list[RunFolder]
+    parents: list[RunFolder] = field(default_factory=list)
+    config: PretrainConfig | FinetuneConfig | None = None
+    evaluation: EvaluateConfig | None = None
+
+    @property
+    def name(self) -> str:
+        return self.folders[0].name
+
+    def done(self) -> bool:
+        return all((folder.path / "result.json").exists() for folder in self.folders)
+
+    def running(self) -> bool:
+        return any(folder.lock_owner() is not None for folder in self.folders)
+
+    def died(self) -> bool:
+        """Whether a process that is gone left its lock."""
+        return any((folder.path / "lock.json").exists() and folder.lock_owner() is None for folder in self.folders)
+
+    def describe_owner(self) -> str:
+        owner = next((owner for folder in self.folders if (owner := folder.lock_owner())), None)
+        return f"{self.name}" + (f", run by process {owner['pid']} on {owner['host']}" if owner else "")
+
+    def launch_overrides(self, config: ReproduceConfig) -> list[str]:
+        """The overrides to run it with here: beside its own, what does not change the result."""
+        own = [*self.overrides, override("runs", config.runs), f"device={config.device}", "quiet=true"]
+        own.append(f"threads={config.threads or config.result.get('threads', 1) or 'null'}")
+        tracking = config.tracking
+        own.append(f"tracking={'wandb' if tracking.enabled else 'off'}")
+        if tracking.enabled:
+            own += [override("tracking.project", tracking.project), override("tracking.group", tracking.group or "")]
+        if self.command == "finetune" and any(given.startswith("pretraining=") for given in self.overrides):
+            assert isinstance(self.config, FinetuneConfig)
+            # Other runs in the folder may fit pretraining= as well; then the plan's own parent is named.
+            try:
+                found = lineage.find_parent(self.config, open_tokenizer(self.config).fingerprint).name
+            except BadInput:
+                found = ""
+            if found != self.parents[0].name:
+                own.append(override("init", str(self.parents[0].path)))
+        return own
+
+
+@dataclass
+class Plan:
+    """Stages by command name, and the panels of the report with the evaluate cells they show."""
+
+    config: ReproduceConfig
+    stages: dict[str, list[Cell]]
+    panels: list[dict[str, Any]]
+
+    def cells(self) -> list[Cell]:
+        return [cell for stage in self.stages.values() for cell in stage]
+
+    def as_json(self, name: str) -> dict[str, Any]:
+        """What ``plan.json`` holds; the report reads nothing else of the study."""
+        result = self.config.result
+        command = " ".join([f"pausebench reproduce result={result['name']}", *arms.typed_lists(self.config)])
+        if self.config.seeds is not None:
+            command += f" seeds={self.config.seeds}".replace(", ", ",")
+        command += "".join(f" {word}" for word in chosen_data(self.config))
+        if self.config.limit is not None:
+            command += f" limit={self.config.limit}"
+        for option in ("overrides", "pretrain_overrides", "finetune_overrides"):
+            if given := getattr(self.config, option):
+                quoted = ",".join(f'"{item}"' for item in given)
+                command += f" '{option}=[{quoted}]'"
+        if self.config.runs != "runs":
+            command += f" {override('runs', self.config.runs)}"
+        chosen, primary = chosen_names(self.config), result["primary"]
+        if primary is not None and self.config.task_list and primary.get("task") not in self.config.task_list:
+            primary = {name: value for name, value in primary.items() if name != "task"}
+        narrowed = "" if name == "-".join([result["name"], *chosen]) else " (narrowed)"
+        return {
+            "result": name,
+            "title": " · ".join([result["title"], *chosen]) + narrowed,
+            "seeds": study_seeds(self.config),
+            "unit": result["unit"],
+            "notes": result.get("notes", []),
+            "primary": primary,
+            "published": result.get("published"),
+            "command": command,
+            "panels": self.panels,
+            "stages": [
+                {
+                    "command": stage,
+                    "cells": [{"name": cell.name, "overrides": cell.overrides} for cell in cells],
+                    "commands": as_commands(stage, [cell.overrides for cell in cells], self.config.runs),
+                }
+                for stage, cells in self.stages.items()
+            ],
+        }
+
+
+def study_seeds(config: ReproduceConfig) -> list[int]:
+    """``seeds=``, or the study's own."""
+    if config.seeds is None:
+        return list(config.result["seeds"])
+    return list(range(config.seeds)) if isinstance(config.seeds, int) else list(config.seeds)
+
+
+def chosen_data(config: ReproduceConfig) -> list[str]:
+    """The overrides by which a study's cells get another model or other data than their task's own."""
+    words = [f"model={config.model.name}"] if config.model is not None else []
+    words += lineage.source_overrides(config.data) if config.data is not None else []
+    words += lineage.corpus_overrides(config.corpus) if config.corpus is not None else []
+    return words + (lineage.tokenizer_overrides(config.tokenizer) if config.tokenizer is not None else [])
+
+
+def chosen_names(config: ReproduceConfig) -> list[str]:
+    """The same for people: model and data."""
+    names = [config.model.name] if config.model is not None else []
+    if config.data is not None:
+        names.append("english" if config.data.source is Source.embedded else config.data.source.value)
+    return [*names[:1], config.corpus.name] if config.corpus is not None else names
+
+
+def build_plan(config: ReproduceConfig, cells: Cells) -> Plan:
+    """Compose every cell of a study. Raises ``BadInput`` for the first one that is not valid.
+
+    Panels share cells, and each is run once. A panel's ``overrides`` and ``pretrain_overrides`` are appended to its
+    finetune and pretrain cells.
+    """
+    builder = _Builder(config, cells)
+    specs: dict[str, dict[str, Any]] = dict(config.result["panels"])
+    arms.refuse_unused(list(specs.values()), config)
+    shown = [
+        {
+            "id": name,
+            "kind": panel["kind"],
+            "title": panel["title"],
+            "cells": builder.entries(arms.arms(name, panel, config), panel),
+        }
+        for name, panel in specs.items()
+    ]
+    if config.control_list:
+        source = arms.source_of_controls(config)
+        controls = arms.control_arms(config, source)
+        shown.append(
+            {"id": "controls", "kind": "controls", "title": "Controls", "cells": builder.entries(controls, source)}
+        )
+    return Plan(config, builder.stages(), shown)
+
+
+class _Builder:
+    """Collects the cells of all panels, each once."""
+
+    def __init__(self, config: ReproduceConfig, cells: Cells) -> None:
+        self._config = config
+        self._cells = cells
+        self._composed: dict[tuple[str, ...], Any] = {}
+        self._pretrains: dict[str, Cell] = {}
+        self._finetunes: dict[str, Cell] = {}
+        self._evaluations: dict[tuple[str, str], dict[int, RunFolder]] = {}
+        # With two pretrainings of one kind in a study, pretraining= no longer says which.
+        self._ambiguous = any("pretrain_overrides" in panel for panel in config.result["panels"].values())
+
+    def entries(self, arms: Sequence[Arm], panel: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """The evaluated cells of these arms, with what the report has to know of each."""
+        seeds = list(panel.get("seeds", study_seeds(self._config)))
+        found: dict[str, dict[str, Any]] = {}
+        for arm in arms:
+            matched = self._matched(arm, seeds[0])
+            found |= {entry["name"]: entry for seed in seeds for entry in self._evaluated(matched, seed)}
+        return list(found.values())
+
+    def stages(self) -> dict[str, list[Cell]]:
+        """What was collected, by command; a stage without cells is left out."""
+        found = {
+            "pretrain": list(self._pretrains.values()),
+            "finetune": list(self._finetunes.values()),
+            "evaluate": [
+                _evaluate_cell(self._finetunes[run], filler, self._config, folders)
+                for (run, filler), folders in self._evaluations.items()
+            ],
+        }
+        return {command: stage for command, stage in found.items() if stage}
+
+    def _evaluated(self, arm: Arm, seed: int) -> Iterator[dict[str, Any]]:
+        cell = self._finetuned(arm, seed)
+        finetuned, run = cell.config, cell.folders[0]
+        assert isinstance(finetuned, FinetuneConfig)
+        for filler, m in itertools.product(arm.fillers, arm.mt or (finetuned.pauses,)):
+            filler = "pause" if m == 0 else finetuned.filler if filler == "pause" else filler
+            evaluation = EvaluateConfig(runs=self._config.runs, run=run.name, filler=filler, limit=self._config.limit)
+            folder = lineage.evaluate_folder(evaluation, run.name, finetuned.placement, m)
+            self._evaluations.setdefault((run.name, filler), {})[m] = folder
+            yield {
+                "name": folder.name,
+                "task": arm.task,
+                "world": finetuned.corpus_name,
+                "pretraining": arm.pretraining,
+                "variant": lineage.variant(arm.pretraining, finetuned.pauses),
+                "k": finetuned.k,
+                "mt": m,
+                "filler": {"pause": "<pause>", "end": "<end>"}.get(filler, filler),
+                "placement": finetuned.placement.value,
+                "prefix": finetuned.prefix.value,
+                "seed": seed,
+                "control": arm.control,
+                "control_k": arm.control_k,
+            }
+
+    def _matched(self, arm: Arm, seed: int) -> Arm:
+        """The controls ``layers`` and ``steps``: as dear as with K = ``control_k``, at inference or in training."""
+        if arm.control not in ("layers", "steps"):
+            return arm
+        plain = self._finetuned(arm, seed)
+        config = plain.config
+        assert isinstance(config, FinetuneConfig)
+        parents = [self._pretrains[folder.name].config for folder in plain.parents]
+        lengths, vocab_size = row_lengths(config, length_limit(config, parents)), vocabulary(config)
+        if arm.control == "layers":
+            layers = equal_flops_layers(
+                config.model, vocab_size, lengths.test_prefix, arm.control_k, lengths.answer, config.prefix
+            )
+            return replace(arm, matched=f"model.n_layers={layers}")
+        steps = equal_flops_steps(
+            config.model,
+            vocab_size,
+            lengths.train_prefix,
+            arm.control_k,
+            lengths.train_target,
+            config.train.steps,
+            config.prefix,
+        )
+        return replace(arm, matched=f"train.steps={steps}")
+
+    def _finetuned(self, arm: Arm, seed: int) -> Cell:
+        """The finetune cell of an arm and a seed, and behind it its parent's."""
+        chosen = self._config
+        start = "init=random" if arm.pretraining == "none" else f"pretraining={arm.pretraining}"
+        fixed = [f"task={arm.task}", *([f"world={arm.world}"] if arm.world else []), *chosen_data(chosen), start]
+        fixed += [f"k={arm.k}", *([f"placement={arm.placement}"] if arm.placement != "append" else [])]
+        own = [*arm.finetune, *chosen.overrides, *chosen.finetune_overrides, *([arm.matched] if arm.matched else [])]
+        config = _with_seed(self._compose("finetune", [*fixed, f"seed={ANY_SEED}", *own]), seed)
+        overrides = [*fixed, f"seed={seed}", *own]
+        parents = []
+        if arm.pretraining != "none":
+            parents.append(self._pretrained(arm, config).folders[0])
+            if self._ambiguous or arm.pretrain or arm.deeper:
+                overrides[overrides.index(start)] = override("init", str(parents[0].path))
+        name = parents[0].name if parents else None
+        parent = lineage.planned_parent(name, arm.pretraining, config.pretraining_seed) if name else lineage.RANDOM
+        folder = lineage.finetune_folder(config, parent)
+        return self._finetunes.setdefault(folder.name, Cell("finetune", overrides, [folder], parents, config))
+
+    def _pretrained(self, arm: Arm, finetuned: FinetuneConfig) -> Cell:
+        """The parent's cell, composed once for all the finetunings that share it."""
+        own = [*lineage.data_overrides(finetuned), f"pause={ON_OFF[arm.pretraining]}"]
+        more = [*arm.pretrain, *self._config.overrides, *self._config.pretrain_overrides, *arm.deeper]
+        overrides = list(dict.fromkeys([*own, f"seed={finetuned.pretraining_seed}", *more]))
+        config: PretrainConfig = self._compose("pretrain", overrides)
+        folder = lineage.pretrain_folder(config)
+        return self._pretrains.setdefault(folder.name, Cell("pretrain", overrides, [folder], config=config))
+
+    def _compose(self, command: str, overrides: Sequence[str]) -> Any:
+        key = (command, *overrides)
+        if key not in self._composed:
+            self._composed[key] = self._cells.compose(command, [*overrides, override("runs", self._config.runs)])
+        return self._composed[key]
+
+
+def _with_seed(config: FinetuneConfig, seed: int) -> FinetuneConfig:
+    """A config composed with ``ANY_SEED`` for another seed, which its parent's may follow."""
+    follows = config.pretraining_seed == ANY_SEED
+    return replace(config, seed=seed, pretraining_seed=seed if follows else config.pretraining_seed)
+
+
+def _trained_filler(run: Cell) -> str:
+    assert isinstance(run.config, FinetuneConfig)
+    return run.config.filler
+
+
+def _evaluate_cell(run: Cell, filler: str, config: ReproduceConfig, folders: dict[int, RunFolder]) -> Cell:
+    """All M of one finetuned run and one filler: they share the load."""
+    counts = sorted(folders)
+    overrides = [override("run", str(run.folders[0].path)), f"mt=[{','.join(map(str, counts))}]"]
+    if filler not in ("pause", _trained_filler(run)):
+        overrides.append(f"filler={filler}")
+    if config.limit is not None:
+        overrides.append(f"limit={config.limit}")
+    evaluation = EvaluateConfig(runs=config.runs, run=run.name, mt=counts, filler=filler, limit=config.limit)
+    return Cell("evaluate", overrides, [folders[m] for m in counts], [run.folders[0]], evaluation=evaluation)
+
+
+# ------------------------------
+# Cells as command lines that a user can paste.
+
+
+def as_commands(command: str, cells: Iterable[Sequence[str]], runs_root: str) -> list[str]:
+    """Commands a user can paste, joined into ``-m`` lines wherever the cells form a product."""
+    suffix = "" if runs_root == "runs" else f" {override('runs', runs_root)}"
+    pairs = [tuple(tuple(item.split("=", 1)) for item in cell) for cell in cells]
+    by_keys: dict[tuple[str, ...], list[tuple[str, ...]]] = {}
+    for cell in pairs:
+        by_keys.setdefault(tuple(key for key, _ in cell), []).append(tuple(value for _, value in cell))
+    lines = []
+    for keys, rows in by_keys.items():
+        for values in _products(rows):
+            sweep = any(len(column) > 1 for column in values)
+            words = [f"{key}={','.join(column)}" for key, column in zip(keys, values, strict=True)]
+            lines.append(f"pausebench {command} {'-m ' if sweep else ''}{' '.join(words)}{suffix}")
+    return lines
+
+
+def _products(rows: Sequence[tuple[str, ...]]) -> list[list[list[str]]]:
+    """Split rows into products, cutting along the column with the fewest values first."""
+    columns = [list(dict.fromkeys(column)) for column in zip(*rows, strict=True)]
+    if math.prod(len(column) for column in columns) == len(set(rows)):
+        return [columns]
+    index = min((i for i, column in enumerate(columns) if len(column) > 1), key=lambda i: len(columns[i]))
+    return [product for value in columns[index] for product in _products([row for row in rows if row[index] == value])]

@@ -1,0 +1,1 @@
+"""Generated data: counting and relay, invented English. Nothing is downloaded."""
