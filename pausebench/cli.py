@@ -120,6 +120,13 @@ class HydraCells:
 
         self._hydra: Any = GlobalHydra.instance().hydra
 
+    @property
+    def run_elsewhere(self) -> bool:
+        """Whether the launcher sends cells to the nodes of a cluster."""
+        from hydra.core.hydra_config import HydraConfig
+
+        return _sends_to_slurm(HydraConfig.get().launcher)
+
     def compose(self, command: str, overrides: Sequence[str]) -> Any:
         """The resolved config of one cell. Raises ``BadInput``."""
         from hydra.types import RunMode
@@ -182,7 +189,11 @@ def _launch(loader: Any, command: str, config: Any, cells: Sequence[Sequence[str
 
 
 def _on_slurm(config: Any) -> bool:
-    return str(config.hydra.launcher._target_).endswith(".SlurmLauncher")
+    return _sends_to_slurm(config.hydra.launcher)
+
+
+def _sends_to_slurm(launcher: Any) -> bool:
+    return str(launcher._target_).endswith(".SlurmLauncher")
 
 
 class _Task:

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pausebench.config.commands import PlanConfig
-from pausebench.config.groups import Source, TokenizerKind
+from pausebench.config.groups import Precision, Source, TokenizerKind
 from pausebench.config.training import FinetuneConfig, PretrainConfig, TrainingConfig
 from pausebench.model.flops import matrix_weights, parameters, training_flops_per_token
 from pausebench.runs.folder import write_json
@@ -28,7 +28,7 @@ from pausebench.study.cost import (
     PlannedCell,
     RowLengths,
 )
-from pausebench.study.plan import Cells, Plan, build_plan, study_seeds
+from pausebench.study.plan import Cells, Plan, build_plan, study_precision, study_seeds
 from pausebench.study.row_lengths import SAMPLED_ROWS, length_limit, row_lengths, vocabulary
 from pausebench.training.device import peak_flops
 
@@ -48,7 +48,7 @@ class Version:
 
 def run(config: PlanConfig, cells: Cells) -> dict[str, Any]:
     """Print what the study costs, what dominates, and what smaller versions of it cost."""
-    plan, device = build_plan(config, cells), _device(config)
+    plan, device = build_plan(config, cells, _precision(config, cells)), _device(config)
     planned = planned_cells(plan, config, device)
     versions = smaller_versions(plan, config, cells, device) if config.smaller else []
     console = Console(highlight=False, markup=False)
@@ -136,9 +136,14 @@ def smaller_versions(plan: Plan, config: PlanConfig, cells: Cells, device: Devic
     for what, overrides in offered:
         smaller: PlanConfig = cells.compose("plan", overrides)
         smaller = replace(smaller, mfu=config.mfu, answer_tokens=config.answer_tokens)
-        planned = planned_cells(build_plan(smaller, cells), smaller, device)
+        planned = planned_cells(build_plan(smaller, cells, _precision(smaller, cells)), smaller, device)
         versions.append(Version(what, f"pausebench reproduce {shlex.join(overrides)}", planned))
     return versions
+
+
+def _precision(config: PlanConfig, cells: Cells) -> Precision:
+    """That of the device asked about, which need not be this one."""
+    return study_precision(config, cells, None) if config.gpu == "cpu" else Precision.bf16
 
 
 def _device(config: PlanConfig) -> Device:

@@ -31,7 +31,7 @@ from pausebench.report.terminal import print_studies
 from pausebench.runs import slurm
 from pausebench.runs.folder import RunFolder, read_json, run_name, write_json
 from pausebench.study.arms import typed_lists
-from pausebench.study.plan import Cell, Cells, Plan, as_commands, build_plan, chosen_names
+from pausebench.study.plan import Cell, Cells, Plan, as_commands, build_plan, chosen_names, study_precision
 from pausebench.study.view import StudyView, watching
 
 console = Console(stderr=True, highlight=False)
@@ -43,11 +43,11 @@ def run(config: ReproduceConfig, cells: Cells) -> dict[str, Any]:
     Raises ``RunFailed`` when cells failed, ``Interrupted`` after a stop (with what was saved), ``BadInput`` when a
     cell cannot even be composed, before any of them starts.
     """
-    plan = build_plan(config, cells)
+    folder = RunFolder(config.runs, "reproduce", study_name(config))
+    plan = build_plan(config, cells, study_precision(config, cells, read_json(folder.path / "plan.json")))
     if config.dry_run:
         print(dry_run(plan, config))
         return {"names": []}
-    folder = RunFolder(config.runs, "reproduce", study_name(config))
     config = replace(config, tracking=replace(config.tracking, group=config.tracking.group or folder.name))
     folder.create()
     planned = plan.as_json(folder.name)

@@ -10,6 +10,7 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
+from pausebench.config.arithmetic import resolved_precision
 from pausebench.config.groups import (
     Arithmetic,
     Compile,
@@ -33,7 +34,6 @@ from pausebench.config.training import (
     ShowConfig,
     TextConfig,
     TrainingConfig,
-    resolved_precision,
 )
 
 
@@ -277,7 +277,7 @@ class BenchConfig(TrainingConfig):
 
     def resolved(self) -> BenchConfig:
         """Every open value filled in."""
-        precision = resolved_precision(self.precision, self.model)
+        precision = resolved_precision(self.precision, self.model, self.device)
         return dataclasses.replace(self, tokenizer=self.tokenizer.resolved(), precision=precision)
 
     @property

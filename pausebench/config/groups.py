@@ -53,7 +53,7 @@ class LengthLimit(Enum):
 class Precision(Enum):
     """Arithmetic of training; weights and optimizer state are float32 in every case."""
 
-    auto = "auto"  # bf16 from width 64 upwards, fp32 below (casts cost more than they save there)
+    auto = "auto"  # bf16 from width 64 upwards where the device multiplies it fast, else fp32 (``config.arithmetic``)
     fp32 = "fp32"
     bf16 = "bf16"
 

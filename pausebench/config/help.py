@@ -89,8 +89,9 @@ GROUPS = {
 
 def conf_dir() -> Path:
     """The configuration files: inside the package once installed, beside it in a checkout."""
-    installed = Path(__file__).parent / "conf"
-    return installed if installed.is_dir() else Path(__file__).parent.parent / "conf"
+    package = Path(__file__).parent.parent
+    installed = package / "conf"
+    return installed if installed.is_dir() else package.parent / "conf"
 
 
 def overview() -> str:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pausebench.config.arithmetic import resolved_precision
 from pausebench.config.groups import (
     AttentionKind,
     CorpusConfig,
@@ -129,7 +130,7 @@ class PretrainConfig(TrainingConfig):
         None, "tokens in a row (none: the world's, or 2048 where the model has as many positions)"
     )
     seed: int = option(0, "initialisation, order of documents and places of pauses")
-    precision: Precision = option(Precision.auto, "auto, fp32 or bf16")
+    precision: Precision = option(Precision.auto, "auto (bf16 where the device multiplies it fast), fp32 or bf16")
     parallel: Parallel = option(
         Parallel.ddp, "several processes (torchrun, srun): ddp, or fsdp to share weights too", identity=Identity.never
     )
@@ -174,7 +175,7 @@ class PretrainConfig(TrainingConfig):
             pause_visibility=self.pause_visibility if self.pause.enabled else PauseVisibility.all,
             sequence_length=length,
             tokenizer=self.tokenizer.resolved(),
-            precision=resolved_precision(self.precision, self.model),
+            precision=resolved_precision(self.precision, self.model, self.device),
             train=self.train.resolved(),
         )
 
@@ -224,7 +225,7 @@ class FinetuneConfig(TrainingConfig):
         LengthLimit.pretrained, "longest row: the parent's pretrained length, or the model's positions"
     )
     seed: int = option(0, "initialisation (init=random) and order of rows")
-    precision: Precision = option(Precision.auto, "auto, fp32 or bf16")
+    precision: Precision = option(Precision.auto, "auto (bf16 where the device multiplies it fast), fp32 or bf16")
     parallel: Parallel = option(
         Parallel.ddp, "several processes (torchrun, srun): ddp, or fsdp to share weights too", identity=Identity.never
     )
@@ -268,7 +269,7 @@ class FinetuneConfig(TrainingConfig):
             pause_visibility=self.pause_visibility if k else PauseVisibility.all,
             filler=self.filler if k else "pause",
             tokenizer=self.tokenizer.resolved(),
-            precision=resolved_precision(self.precision, self.model),
+            precision=resolved_precision(self.precision, self.model, self.device),
             train=self.train.resolved(),
         )
 
@@ -303,10 +304,3 @@ class ShowConfig(FinetuneConfig):
         super().__post_init__()
         require(self.examples >= 1, f"examples={self.examples}", "must be at least 1")
         require(self.start >= 0, f"start={self.start}", "must not be negative")
-
-
-def resolved_precision(precision: Precision, model: ModelConfig) -> Precision:
-    """What ``auto`` means for this model."""
-    if precision is not Precision.auto:
-        return precision
-    return Precision.bf16 if model.d_model >= 64 else Precision.fp32

@@ -113,6 +113,9 @@ def find_parent(config: FinetuneConfig, tokenizer: str) -> Parent:
         if (manifest := _manifest(path.parent)) and {name: manifest.get(name) for name in wanted} == wanted
     ]
     done = [run for run in found if (run / "result.json").exists()]
+    if len(done) > 1:  # folders of two machines side by side: a study's parents have the precision of its finetunings
+        alike = [run for run in done if _manifest(run).get("precision") == config.precision.value]
+        done = alike if len(alike) == 1 else done
     if len(done) == 1:
         return _checked(parent_of(done[0]), config, tokenizer)
     if done:

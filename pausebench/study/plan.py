@@ -6,10 +6,11 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
+from pausebench.config.arithmetic import LEAST_WIDTH, bfloat16_on
 from pausebench.config.commands import EvaluateConfig, ReproduceConfig
-from pausebench.config.groups import Source
+from pausebench.config.groups import Precision, Source
 from pausebench.config.training import FinetuneConfig, PretrainConfig
 from pausebench.data.vocabulary import open_tokenizer
 from pausebench.errors import BadInput
@@ -24,11 +25,18 @@ from pausebench.study.row_lengths import length_limit, row_lengths, vocabulary
 ANY_SEED = 2**31 - 1  # a cell is composed once with it, for all its seeds
 ON_OFF = {"std": "off", "pause": "on"}
 
+TrainedConfig = TypeVar("TrainedConfig", PretrainConfig, FinetuneConfig)
+
 
 class Cells(Protocol):
     """How cells are composed and run; the command line's Hydra side implements it."""
 
     def compose(self, command: str, overrides: Sequence[str]) -> Any: ...
+
+    @property
+    def run_elsewhere(self) -> bool:
+        """Whether the cells are launched on other machines than this one."""
+        ...
 
     def launch(self, command: str, cells: Sequence[Sequence[str]], names: Sequence[str]) -> Sequence[Any]: ...
 
@@ -92,6 +100,7 @@ class Plan:
     config: ReproduceConfig
     stages: dict[str, list[Cell]]
     panels: list[dict[str, Any]]
+    precision: Precision
 
     def cells(self) -> list[Cell]:
         return [cell for stage in self.stages.values() for cell in stage]
@@ -119,6 +128,7 @@ class Plan:
             "result": name,
             "title": " · ".join([result["title"], *chosen]) + narrowed,
             "seeds": study_seeds(self.config),
+            "precision": self.precision.value,
             "unit": result["unit"],
             "notes": result.get("notes", []),
             "primary": primary,
@@ -159,13 +169,26 @@ def chosen_names(config: ReproduceConfig) -> list[str]:
     return [*names[:1], config.corpus.name] if config.corpus is not None else names
 
 
-def build_plan(config: ReproduceConfig, cells: Cells) -> Plan:
+def study_precision(config: ReproduceConfig, cells: Cells, earlier: Mapping[str, Any] | None) -> Precision:
+    """What ``precision=auto`` is for all wide cells of a study, on whatever machine each of them runs.
+
+    earlier: the ``plan.json`` that this study has already; it decides, so that a study can change machines. Without one
+    this machine does, or bf16 where the cells run on the nodes of a cluster, which this one need not resemble.
+    """
+    if earlier is not None:
+        return Precision(earlier.get("precision", Precision.bf16.value))
+    return Precision.bf16 if cells.run_elsewhere or bfloat16_on(config.device).fast else Precision.fp32
+
+
+def build_plan(config: ReproduceConfig, cells: Cells, precision: Precision) -> Plan:
     """Compose every cell of a study. Raises ``BadInput`` for the first one that is not valid.
+
+    ``precision``: that of every wide cell which names none (``study_precision``).
 
     Panels share cells, and each is run once. A panel's ``overrides`` and ``pretrain_overrides`` are appended to its
     finetune and pretrain cells.
     """
-    builder = _Builder(config, cells)
+    builder = _Builder(config, cells, precision)
     specs: dict[str, dict[str, Any]] = dict(config.result["panels"])
     arms.refuse_unused(list(specs.values()), config)
     shown = [
@@ -183,15 +206,16 @@ def build_plan(config: ReproduceConfig, cells: Cells) -> Plan:
         shown.append(
             {"id": "controls", "kind": "controls", "title": "Controls", "cells": builder.entries(controls, source)}
         )
-    return Plan(config, builder.stages(), shown)
+    return Plan(config, builder.stages(), shown, precision)
 
 
 class _Builder:
     """Collects the cells of all panels, each once."""
 
-    def __init__(self, config: ReproduceConfig, cells: Cells) -> None:
+    def __init__(self, config: ReproduceConfig, cells: Cells, precision: Precision) -> None:
         self._config = config
         self._cells = cells
+        self._precision = precision
         self._composed: dict[tuple[str, ...], Any] = {}
         self._pretrains: dict[str, Cell] = {}
         self._finetunes: dict[str, Cell] = {}
@@ -277,8 +301,10 @@ class _Builder:
         fixed = [f"task={arm.task}", *([f"world={arm.world}"] if arm.world else []), *chosen_data(chosen), start]
         fixed += [f"k={arm.k}", *([f"placement={arm.placement}"] if arm.placement != "append" else [])]
         own = [*arm.finetune, *chosen.overrides, *chosen.finetune_overrides, *([arm.matched] if arm.matched else [])]
-        config = _with_seed(self._compose("finetune", [*fixed, f"seed={ANY_SEED}", *own]), seed)
-        overrides = [*fixed, f"seed={seed}", *own]
+        config, fixing = self._fixed(
+            _with_seed(self._compose("finetune", [*fixed, f"seed={ANY_SEED}", *own]), seed), own
+        )
+        overrides = [*fixed, f"seed={seed}", *own, *fixing]
         parents = []
         if arm.pretraining != "none":
             parents.append(self._pretrained(arm, config).folders[0])
@@ -294,9 +320,16 @@ class _Builder:
         own = [*lineage.data_overrides(finetuned), f"pause={ON_OFF[arm.pretraining]}"]
         more = [*arm.pretrain, *self._config.overrides, *self._config.pretrain_overrides, *arm.deeper]
         overrides = list(dict.fromkeys([*own, f"seed={finetuned.pretraining_seed}", *more]))
-        config: PretrainConfig = self._compose("pretrain", overrides)
+        config, fixing = self._fixed(self._compose("pretrain", overrides), more)
+        overrides += fixing
         folder = lineage.pretrain_folder(config)
         return self._pretrains.setdefault(folder.name, Cell("pretrain", overrides, [folder], config=config))
+
+    def _fixed(self, config: TrainedConfig, typed: Sequence[str]) -> tuple[TrainedConfig, list[str]]:
+        """A cell's config with the study's precision, and the override for it, where ``auto`` would ask the device."""
+        if config.model.d_model < LEAST_WIDTH or any(word.startswith("precision=") for word in typed):
+            return config, []
+        return replace(config, precision=self._precision), [f"precision={self._precision.value}"]
 
     def _compose(self, command: str, overrides: Sequence[str]) -> Any:
         key = (command, *overrides)

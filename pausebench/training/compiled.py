@@ -1,7 +1,7 @@
 """torch.compile where it pays: what a block does position by position, and the loss over the vocabulary.
 
 Attention stays outside, so that one compiled code serves every layer and every mask; on CUDA masks have a kernel of
-their own (``model.attention``). Row lengths that change become symbols with the second one seen. Compiled code is cached
+their own (``model.attention``). Row lengths that change become symbols with the second one seen. Compiled code is kept
 on disk by torch (TORCHINDUCTOR_CACHE_DIR).
 
 Invariant: a compiled run rounds differently from one that is not, and in nothing else.

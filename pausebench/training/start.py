@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Iterator
 from dataclasses import replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -11,9 +12,12 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 
 from pausebench import __version__
+from pausebench.config.arithmetic import precision_line
+from pausebench.config.groups import Precision
 from pausebench.config.options import plain
 from pausebench.config.training import FinetuneConfig, PretrainConfig
 from pausebench.console import Progress
+from pausebench.runs import lineage
 from pausebench.runs.folder import NUMERICS_VERSION, RunFolder, write_atomically, write_json
 from pausebench.training.tracking import Tracker, reference
 
@@ -137,6 +141,9 @@ def train(
     """Train to the last step and write ``result.json``; ``group`` is the run's group in W&B."""
     resolved = plain(config)
     ranks.barrier()  # the manifest is there
+    if ranks.is_first:
+        for line in _about_precision(folder, config):
+            progress.say(line)
     cell = {**resolved, "task": None, "data": config.data.source.value, **folder.manifest}
     tracking = replace(config.tracking, enabled=config.tracking.enabled and ranks.is_first)
     tracker = Tracker(tracking, folder.path, group, resolved, cell, progress, reference(cell))
@@ -147,3 +154,21 @@ def train(
         write_json(folder.path / "result.json", result)
     ranks.barrier()
     return result
+
+
+def _about_precision(folder: RunFolder, config: PretrainConfig | FinetuneConfig) -> Iterator[str]:
+    """What this device decides about the precision, and that a run exists which differs in it alone.
+
+    Folders travel: where another machine chose the other precision, the same command gives another run here.
+    """
+    if (line := precision_line(config.precision, config.model, config.device)) is not None:
+        yield line
+    other = Precision.fp32 if config.precision is Precision.bf16 else Precision.bf16
+    if isinstance(config, PretrainConfig):
+        twin = lineage.pretrain_folder(replace(config, precision=other))
+    else:
+        manifest = folder.manifest
+        parent = lineage.planned_parent(manifest["parent"], manifest["pretraining"], config.pretraining_seed)
+        twin = lineage.finetune_folder(replace(config, precision=other), parent)
+    if twin.result is not None:
+        yield f"{twin.path} is the same run in {other.value}; precision={other.value} finds it."

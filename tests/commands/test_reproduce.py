@@ -223,6 +223,8 @@ class FailingCells:
         self.launched: list[list[str]] = []
         self.error = error or ValueError("no such luck")
 
+    run_elsewhere = False
+
     def compose(self, command: str, overrides: Sequence[str]) -> Any:
         raise AssertionError
 
@@ -240,7 +242,9 @@ def fail(
 ) -> tuple[FailingCells, str]:
     """A study of one evaluation, ``cell``, that fails: what was launched, and what the user is told."""
     cell = Cell("evaluate", ["run=x"], [RunFolder(root, "evaluate", "cell")], list(parents))
-    monkeypatch.setattr(reproduce, "build_plan", lambda config, cells: Plan(config, {"evaluate": [cell]}, []))
+    monkeypatch.setattr(
+        reproduce, "build_plan", lambda config, cells, precision: Plan(config, {"evaluate": [cell]}, [], precision)
+    )
     result = {"name": "study", "title": "", "seeds": [0], "unit": "", "primary": None}
     cells = FailingCells(error)
     options = {"tracking": TrackingConfig(enabled=False)} | options
