@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
@@ -81,5 +82,6 @@ def own_cpu_flags() -> frozenset[str]:
 
 
 def has_gpu(environ: Mapping[str, str] = os.environ) -> bool:
-    """Whether an NVIDIA driver is loaded and its devices are not hidden."""
-    return Path("/proc/driver/nvidia/version").exists() and environ.get("CUDA_VISIBLE_DEVICES", "0") not in ("", "-1")
+    """Whether torch will find an NVIDIA GPU, as far as can be told without importing it."""
+    shown = environ.get("CUDA_VISIBLE_DEVICES", "all") not in ("", "-1")
+    return shown and Path("/proc/driver/nvidia/version").exists() and "+cpu" not in version("torch")

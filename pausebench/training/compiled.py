@@ -4,11 +4,16 @@ Attention stays outside, so that one compiled code serves every layer and every 
 their own (``model.attention``). Row lengths that change become symbols with the second one seen. Compiled code is kept
 on disk by torch (TORCHINDUCTOR_CACHE_DIR).
 
-Invariant: a compiled run rounds differently from one that is not, and in nothing else.
+torch compiles a function for a few shapes only (``torch._dynamo.config.recompile_limit``) and runs others as they are.
+Each run begins with none, so that the runs of a process take no shapes from each other.
+
+Invariants: a compiled run rounds differently from one that is not, and in nothing else; what it compiles does not
+depend on the runs before it in its process.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
@@ -31,10 +36,14 @@ def compile_objective(
 ) -> bool:
     """Put compiled code into a model and its loss, if ``choice`` says so for a run of ``flops()`` in all.
 
-    Where torch cannot compile here (no C++ compiler, no Triton), one line says why, and training goes on without.
+    Where torch cannot compile here (no C++ compiler, no Triton), one line says why, and training goes on without. One
+    line also says when a function has been compiled for as many shapes as torch allows. Code that a model of this
+    process was given before is compiled again if it is used.
     """
     if choice is Compile.off or (choice is Compile.auto and flops() < PAYS.get(objective.device.type, float("inf"))):
         return False
+    torch.compiler.reset()
+    LIMIT.say = say
     try:
         _try(objective.device)
     except Exception as error:  # whatever Dynamo, Inductor and a compiler raise
@@ -52,6 +61,27 @@ def compile_objective(
         except Exception as error:
             say(f"FlexAttention does not work here ({_reason(error)}); masks go through torch's fused attention")
     return True
+
+
+class Limit(logging.Filter):
+    """Says Dynamo's warning about too many shapes in a line, once a run, instead of the five that torch logs."""
+
+    say: Callable[[str], None] | None = None
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether torch logs the record, too."""
+        if "hit config.%s" not in str(record.msg) or not isinstance(record.args, tuple):
+            return True
+        say, self.say = self.say, None
+        if say is not None:
+            _, limit, function, *_ = record.args
+            name = str(function).split()[0]
+            say(f"torch.compile has compiled {name} {limit} times, its limit; other shapes run without it")
+        return False
+
+
+LIMIT = Limit()
+logging.getLogger("torch._dynamo.convert_frame").addFilter(LIMIT)
 
 
 def _try(device: torch.device) -> None:

@@ -5,7 +5,7 @@
 A step as the trainer does it holds weights, gradients and two moments in float32: 16 bytes a parameter, 21.5 GB for 1b.
 Where that passes the limit, AdamW goes through the parameters one by one and drops the moments of each: they start at
 zero, so that a first step needs nobody else's, and forgets them, so that there is no second. Forward, backward, global
-gradient clipping and the weights after the step are those of the trainer; a small decoder shows it, bit for bit, first.
+gradient clipping and the weights after the step are those of the trainer up to rounding; a small decoder shows it.
 
 Prints parameters, what the formulas expect, seconds, loss, gradient norm and peak resident memory. The limit is also
 set as RLIMIT_DATA, so that the process fails before the machine does.

@@ -62,7 +62,7 @@ def composed(command: str, line: str) -> Any:
         ("world=count20 pause=off train.steps=30", "count20-mini-StdPT-s0-fb5023fa"),
         ("world=count20 pause=off pause_visibility=self train.steps=30", "count20-mini-StdPT-s0-fb5023fa"),
         (
-            "model=tiny world.sequence_length=80 pause=on train.steps=5 train.batch_size=4",
+            "model=tiny world.sequence_length=80 pause=on train.steps=5 train.batch_size=4 precision=bf16",
             "english-tiny-PausePT-s0-df783c86",
         ),
     ],

@@ -213,7 +213,7 @@ def test_an_end_token_stops_an_answer_and_is_no_part_of_it(make_decoder: Models)
 def test_finished_rows_leave_the_batch_and_the_others_answer_as_if_alone(
     make_decoder: Models, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = make_decoder(16, seed=10, embedding_std=0.2, linear_gain=3.0)
+    model = make_decoder(16, seed=10, embedding_std=0.2, linear_gain=3.0).double()
     rows = rows_of([5, 9, 2, 7, 4, 6, 3, 8, 9, 5])
     options = {"max_new_tokens": 12, "end_id": 14, "pause_id": 15}
     sizes = []
@@ -242,7 +242,7 @@ def test_decoding_equals_reading_the_whole_row_again_for_every_token(
     make_decoder: Models, kind: AttentionKind, placement: Placement
 ) -> None:
     """Greedy decoding written out, one row at a time, without a cache; the cue belongs to the target's side."""
-    model = make_decoder(16, seed=10, embedding_std=0.2, linear_gain=3.0)
+    model = make_decoder(16, seed=10, embedding_std=0.2, linear_gain=3.0).double()
     prefixes = [[3, 1, 4, 1, 5], [9], [2, 6, 5, 3, 5, 8, 9], [7, 9, 3], [2, 3, 8], [4, 6]]
     expected = []
     for prefix in prefixes:
@@ -275,7 +275,7 @@ def test_decoding_equals_reading_the_whole_row_again_for_every_token(
     answers = generate(model, rows, kind, max_new_tokens=6, end_id=14, pause_id=15)
     assert [answer.tokens for answer in answers] == [answer for answer, _ in expected]
     assert [answer.mean_log_probability for answer in answers] == pytest.approx(
-        [mean for _, mean in expected], abs=1e-5
+        [mean for _, mean in expected], abs=1e-9
     )
 
 
@@ -296,7 +296,7 @@ def test_with_the_controls_decoding_equals_reading_the_whole_row_again(
     batch_size: int,
 ) -> None:
     """Greedy decoding written out without a cache; of a shift's gap, pauses take the beginning."""
-    model = make_decoder(16, seed=10, embedding_std=0.2, linear_gain=3.0)
+    model = make_decoder(16, seed=10, embedding_std=0.2, linear_gain=3.0).double()
     kind = AttentionKind.bidirectional
     prefixes = [[3, 1, 4, 1, 5], [9], [2, 6, 5, 3, 5, 8, 9], [7, 9, 3], [2, 3, 8], [4, 6]]
     answers = []
@@ -331,7 +331,7 @@ def test_with_the_controls_decoding_equals_reading_the_whole_row_again(
             expected.append(token)
             ids, roles = [*ids, token], [*roles, 2]
         assert answer.tokens == expected
-        assert answer.mean_log_probability == pytest.approx(statistics.fmean(log_probabilities), abs=1e-5)
+        assert answer.mean_log_probability == pytest.approx(statistics.fmean(log_probabilities), abs=1e-9)
 
 
 @pytest.mark.parametrize("m", [0, 3, 8])
@@ -397,7 +397,7 @@ def test_an_answer_is_never_longer_than_asked(make_decoder: Models) -> None:
 def test_a_row_at_the_limit_stops_by_itself_whatever_batch_it_is_in(
     make_decoder: Models, kind: AttentionKind, batch_size: int
 ) -> None:
-    model = make_decoder(16, seed=10, embedding_std=0.2, linear_gain=3.0)
+    model = make_decoder(16, seed=10, embedding_std=0.2, linear_gain=3.0).double()
     rows = rows_of([5, 9, 2, 7, 10, 6, 3, 8, 9, 1])
     options = {"max_new_tokens": 20, "end_id": 14, "pause_id": 15}
     unlimited = decoded(model, rows, kind, **options)

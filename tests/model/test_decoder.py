@@ -159,7 +159,8 @@ def test_greedy_decoding_is_token_identical_to_transformers_generate(
     make_decoder: Callable[..., Decoder], lengths: list[int]
 ) -> None:
     model = with_random_biases_and_norms(make_decoder(12, seed=6, d_model=32, embedding_std=0.2, linear_gain=3.0))
-    reference, end_id, pause_id = gpt2_like(model), 10, 11
+    reference, end_id, pause_id = gpt2_like(model).double(), 10, 11
+    model.double()
     generator = torch.Generator().manual_seed(2)
     prefixes = [torch.randint(0, 10, (length,), generator=generator).tolist() for length in lengths]
     expected = []

@@ -148,4 +148,4 @@ def test_all_ranks_skip_the_step_that_one_of_them_spoils(kind: str, tmp_path: Pa
         read_metrics(only_run(tmp_path / name, "pretrain") / "metrics.jsonl") for name in ("two", "alone")
     )
     assert [row["skipped_steps"] for row in rows] == [row["skipped_steps"] for row in expected]
-    assert [row["loss"] for row in rows] == pytest.approx([row["loss"] for row in expected], rel=1e-6)
+    assert [row["loss"] for row in rows] == pytest.approx([row["loss"] for row in expected], rel=1e-5)

@@ -115,7 +115,7 @@ def test_a_damaged_shard_sends_all_ranks_back_to_the_step_before(harm: str, fini
     run_on_two(tmp_path)
     assert newest.with_name(newest.name + ".damaged").exists()
     rows, expected = read_metrics(run / "metrics.jsonl"), read_metrics(finished / "metrics.jsonl")
-    assert [row["loss"] for row in rows] == pytest.approx([row["loss"] for row in expected], rel=1e-6)
+    assert [row["loss"] for row in rows] == pytest.approx([row["loss"] for row in expected], rel=1e-5)
 
 
 def run_on_two(root: Path) -> Path:

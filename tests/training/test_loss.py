@@ -153,10 +153,10 @@ def test_a_step_does_not_depend_on_the_split_into_micro_batches(
     model = make_decoder(VOCABULARY)
     whole, whole_loss, whole_norm = stepped(model, batch, None, tmp_path)
     split, split_loss, split_norm = stepped(model, batch, micro_batch_size, tmp_path)
-    assert split_loss == pytest.approx(whole_loss, rel=1e-6)
+    assert split_loss == pytest.approx(whole_loss, rel=1e-5)
     assert split_norm == pytest.approx(whole_norm, rel=1e-5)
     for name, parameter in split.named_parameters():
-        torch.testing.assert_close(parameter, whole.get_parameter(name), rtol=0, atol=1e-6)
+        torch.testing.assert_close(parameter, whole.get_parameter(name), rtol=1e-5, atol=2e-6)
 
 
 def test_a_step_descends_the_mean_over_the_supervised_positions_of_the_whole_batch(
@@ -170,7 +170,7 @@ def test_a_step_descends_the_mean_over_the_supervised_positions_of_the_whole_bat
     assert step_loss == pytest.approx(float(mean.detach()), rel=1e-5)
     assert step_norm == pytest.approx(float(torch.cat([g.flatten() for g in gradients(model)]).norm()), rel=1e-5)
     for (name, before), gradient in zip(model.named_parameters(), gradients(model), strict=True):
-        torch.testing.assert_close(after.get_parameter(name), before - gradient, rtol=0, atol=2e-6)
+        torch.testing.assert_close(after.get_parameter(name), before - gradient, rtol=1e-5, atol=2e-6)
 
 
 # Optimiser
