@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import getpass
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,10 @@ from pausebench.runs import folder, slurm
 
 settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
 settings.load_profile("repeatable")
+
+# torch's cache of compiled code does not ask which instructions a process may use.
+CACHE = f"pausebench-inductor-{getpass.getuser()}-{torch.backends.cpu.get_cpu_capability()}"
+os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(tempfile.gettempdir()) / CACHE))
 
 # Weights larger than a trained model's: a token that can be seen then moves every state that sees it.
 SMALL_MODEL = ModelConfig(
