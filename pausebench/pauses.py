@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from pausebench.config.groups import Placement
+from pausebench.config.pauses import PausePolicy
 from pausebench.counter_rng import uniform
 
 IGNORE_INDEX = -100  # torch's own default for labels without a loss
@@ -120,18 +121,28 @@ def injected_roles(input_ids: Tensor, pause_id: int) -> tuple[Tensor, Tensor]:
     return torch.where(is_pause, Role.PAUSE.value, Role.TARGET.value).to(torch.int8), readouts
 
 
+def draw_counts(policy: PausePolicy, seed: int, row_numbers: Tensor) -> Tensor:
+    """int64 [B]: K of each training row, drawn from ``policy.k_range`` by (seed, row number) alone.
+
+    All are K where the policy has one number. A row keeps its K in every epoch.
+    """
+    if policy.k_range is None:
+        return torch.full_like(row_numbers, policy.longest)
+    first, last = policy.k_range
+    return first + (uniform(seed, "pauses of a row", row_numbers, 1)[:, 0] * (last - first + 1)).to(torch.int64)
+
+
 def finetuning_rows(
     prefix: Tensor,
     prefix_lengths: Tensor,
     target: Tensor,
     target_lengths: Tensor,
     cue: Tensor,
+    policy: PausePolicy,
+    counts: Tensor | None = None,
     *,
-    k: int,
-    placement: Placement,
     pause_id: int,
     pad_id: int,
-    shift: int = 0,
 ) -> Rows:
     """Prefix, K pauses, cue, target; loss on the target alone (section 3.1, Algorithm 2).
 
@@ -142,17 +153,21 @@ def finetuning_rows(
         prefix: int64 [B, P] right-padded, with prefix_lengths int64 [B].
         target: int64 [B, A] right-padded, with target_lengths int64 [B].
         cue: int64 [C].
-        k: pauses, the same for every row of a task; ``k=0`` is standard finetuning.
-        shift: whatever stands behind the pauses' place is at least so many positions further on than without pauses:
-            the positions of ``k=shift`` without its pauses. Pauses stand in the gap that this leaves, from its
-            beginning, so ``k >= shift`` changes nothing.
+        policy: its k pauses in every row; ``k=0`` is standard finetuning. With ``shift``, whatever is
+            behind the pauses' place is at least so many positions further on than without pauses: the positions of
+            ``k=shift`` without its pauses. Pauses fill the gap that this leaves from its beginning, so that
+            ``k >= shift`` changes nothing.
+        counts: int64 [B], K of each row (``draw_counts``); None is the policy's k for all.
+        pause_id: the token in the pauses' places, which may be any filler (section 5.2's control without pauses).
     """
+    k = torch.full_like(prefix_lengths, policy.longest) if counts is None else counts
+    placement, shift = policy.placement, policy.shift
     pauses_at = torch.zeros_like(prefix_lengths) if placement is Placement.prepend else prefix_lengths
-    prefix_at = prefix_lengths.new_full(prefix_lengths.shape, k if placement is Placement.prepend else 0)
+    prefix_at = k if placement is Placement.prepend else torch.zeros_like(k)
     cue_at = prefix_lengths + k
     target_at = cue_at + len(cue)
     lengths = target_at + target_lengths
-    jump = max(0, shift - k)
+    jump = max(0, shift - policy.longest)  # a policy with a shift has one number of pauses
     t = torch.arange(int(lengths.max()), device=prefix.device).expand(len(prefix), -1)
 
     def inside(start: Tensor, count: Tensor | int) -> Tensor:
@@ -184,7 +199,7 @@ def finetuning_rows(
     tokens, roles = tokens.masked_fill(padding, pad_id), roles.masked_fill(padding, Role.PADDING.value)
     positions = None
     if jump:
-        positions = (t + jump * (t >= pauses_at[:, None] + k)).masked_fill_(padding, 0)[:, :-1]
+        positions = (t + jump * (t >= (pauses_at + k)[:, None])).masked_fill_(padding, 0)[:, :-1]
     return Rows(tokens[:, :-1], labels, roles[:, :-1], lengths - 1, target_at - 1, positions, jump)
 
 
@@ -192,16 +207,14 @@ def inference_rows(
     prefix: Tensor,
     prefix_lengths: Tensor,
     cue: Tensor,
+    policy: PausePolicy,
     *,
-    m: int,
-    placement: Placement,
     pause_id: int,
     pad_id: int,
-    shift: int = 0,
 ) -> Rows:
     """Prefix, M pauses, cue: what one parallel pass reads before the first token is decoded (section 3.1).
 
-    ``pause_id`` may be any filler token (section 5.2's control without pauses). Labels are all IGNORE_INDEX.
+    ``policy`` is that of M: ``trained.at(m)``. Labels are all IGNORE_INDEX.
     """
     one_token = torch.full((len(prefix), 1), pad_id, dtype=prefix.dtype, device=prefix.device)
     rows = finetuning_rows(
@@ -210,10 +223,8 @@ def inference_rows(
         one_token,
         torch.ones_like(prefix_lengths),
         cue,
-        k=m,
-        placement=placement,
+        policy,
         pause_id=pause_id,
         pad_id=pad_id,
-        shift=shift,
     )
     return replace(rows, labels=torch.full_like(rows.labels, IGNORE_INDEX))

@@ -13,6 +13,7 @@ from scipy import stats
 from torch import Tensor
 
 from pausebench.config.groups import AttentionKind, Placement
+from pausebench.config.pauses import PausePolicy
 from pausebench.data.batch import Batch
 from pausebench.model.attention import AttentionMask
 from pausebench.model.decoder import Decoder
@@ -229,7 +230,7 @@ def build(texts: list[tuple[list[int], list[int]]], cue: list[int]) -> tuple[Ten
 def test_finetuning_rows_are_prefix_pauses_cue_target_with_loss_on_the_target_alone(
     texts: list[tuple[list[int], list[int]]], cue: list[int], k: int, placement: Placement
 ) -> None:
-    rows = finetuning_rows(*build(texts, cue), k=k, placement=placement, pause_id=PAUSE, pad_id=PAD)
+    rows = finetuning_rows(*build(texts, cue), PausePolicy(k=k, placement=placement), pause_id=PAUSE, pad_id=PAD)
     expected = [finetuning_row(prefix, target, cue, k, placement) for prefix, target in texts]
     assert rows.lengths.tolist() == [len(ids) for ids, _, _ in expected]
     assert rows.input_ids.shape == rows.labels.shape == rows.roles.shape == (len(texts), int(rows.lengths.max()))
@@ -246,9 +247,9 @@ def test_inference_rows_are_the_finetuning_rows_before_the_target(
     texts: list[tuple[list[int], list[int]]], cue: list[int], m: int, placement: Placement
 ) -> None:
     prefix, prefix_lengths, target, target_lengths, cue_ids = build(texts, cue)
-    options = {"placement": placement, "pause_id": PAUSE, "pad_id": PAD}
-    trained = finetuning_rows(prefix, prefix_lengths, target, target_lengths, cue_ids, k=m, **options)
-    rows = inference_rows(prefix, prefix_lengths, cue_ids, m=m, **options)
+    policy, options = PausePolicy(k=m, placement=placement), {"pause_id": PAUSE, "pad_id": PAD}
+    trained = finetuning_rows(prefix, prefix_lengths, target, target_lengths, cue_ids, policy, **options)
+    rows = inference_rows(prefix, prefix_lengths, cue_ids, policy, **options)
     assert torch.equal(rows.lengths, prefix_lengths + m + len(cue))
     assert (rows.labels == IGNORE_INDEX).all()
     for index, length in enumerate(rows.lengths.tolist()):
@@ -261,8 +262,10 @@ def test_inference_rows_are_the_finetuning_rows_before_the_target(
 def test_the_read_out_predicts_the_first_target_token_and_a_shift_moves_positions_alone(
     texts: list[tuple[list[int], list[int]]], cue: list[int], k: int, placement: Placement, shift: int
 ) -> None:
-    inputs, options = build(texts, cue), {"k": k, "placement": placement, "pause_id": PAUSE, "pad_id": PAD}
-    plain, rows = finetuning_rows(*inputs, **options), finetuning_rows(*inputs, **options, shift=shift)
+    inputs, options = build(texts, cue), {"pause_id": PAUSE, "pad_id": PAD}
+    plain, rows = (
+        finetuning_rows(*inputs, PausePolicy(k=k, placement=placement, shift=jump), **options) for jump in (0, shift)
+    )
     for name in ("input_ids", "labels", "roles", "lengths", "readout"):
         assert torch.equal(getattr(plain, name), getattr(rows, name))
     for index, (prefix, target) in enumerate(texts):
@@ -284,8 +287,8 @@ def test_the_read_out_predicts_the_first_target_token_and_a_shift_moves_position
 def test_a_shift_of_k_has_the_positions_of_k_pauses_without_them() -> None:
     inputs, options = build([([1, 2, 3], [7, 8]), ([4], [9])], [13]), {"pause_id": PAUSE, "pad_id": PAD}
     for placement in Placement:
-        shifted = finetuning_rows(*inputs, k=0, shift=4, placement=placement, **options)
-        paused = finetuning_rows(*inputs, k=4, placement=placement, **options)
+        shifted = finetuning_rows(*inputs, PausePolicy(k=0, shift=4, placement=placement), **options)
+        paused = finetuning_rows(*inputs, PausePolicy(k=4, placement=placement), **options)
         assert shifted.positions is not None
         for row in range(2):
             stood = (paused.roles[row] == Role.PREFIX.value) | (paused.roles[row] == Role.TARGET.value)
@@ -298,7 +301,7 @@ def test_the_last_pause_or_with_prepended_pauses_the_last_prefix_token_predicts_
     placement: Placement, predictor: int
 ) -> None:
     inputs = build([([1, 2, 3], [7, 8])], [])
-    rows = finetuning_rows(*inputs, k=4, placement=placement, pause_id=PAUSE, pad_id=PAD)
+    rows = finetuning_rows(*inputs, PausePolicy(k=4, placement=placement), pause_id=PAUSE, pad_id=PAD)
     first = rows.labels[0].tolist().index(7)
     assert rows.input_ids[0, first] == predictor
     assert (rows.labels[0, :first] == IGNORE_INDEX).all()
@@ -307,7 +310,8 @@ def test_the_last_pause_or_with_prepended_pauses_the_last_prefix_token_predicts_
 def test_without_pauses_the_last_prefix_token_predicts_and_placement_makes_no_difference() -> None:
     inputs = build([([1, 2, 3], [7, 8]), ([4], [9])], [])
     append, prepend = (
-        finetuning_rows(*inputs, k=0, placement=placement, pause_id=PAUSE, pad_id=PAD) for placement in Placement
+        finetuning_rows(*inputs, PausePolicy(k=0, placement=placement), pause_id=PAUSE, pad_id=PAD)
+        for placement in Placement
     )
     assert append.input_ids[0].tolist() == [1, 2, 3, 7]
     assert append.labels[0].tolist() == [IGNORE_INDEX, IGNORE_INDEX, 7, 8]
@@ -318,9 +322,8 @@ def test_without_pauses_the_last_prefix_token_predicts_and_placement_makes_no_di
 
 def test_a_filler_stands_where_the_pauses_would() -> None:
     prefix, lengths, *_ = build([([1, 2, 3], [7]), ([4], [9])], [])
-    options = {"m": 3, "placement": Placement.append, "pad_id": PAD}
     cue = torch.tensor([], dtype=torch.int64)
-    pauses = inference_rows(prefix, lengths, cue, pause_id=PAUSE, **options)
-    dots = inference_rows(prefix, lengths, cue, pause_id=5, **options)
+    pauses = inference_rows(prefix, lengths, cue, PausePolicy(k=3), pause_id=PAUSE, pad_id=PAD)
+    dots = inference_rows(prefix, lengths, cue, PausePolicy(k=3), pause_id=5, pad_id=PAD)
     assert torch.equal(pauses.input_ids.masked_fill(pauses.input_ids == PAUSE, 5), dots.input_ids)
     assert torch.equal(pauses.roles, dots.roles)

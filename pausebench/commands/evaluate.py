@@ -47,7 +47,7 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
         fingerprint, config.allow_changed, "allow_changed=true"
     )
     parent = replace(lineage.RANDOM, name=manifest["parent"], length=manifest["pretrained_length"])
-    counts = config.pause_counts(finetuned.pauses)
+    counts = config.pause_counts(finetuned.longest)
     for m in counts:
         check_length(finetuned, rows, tokenizer, parent, m, "mt")
     placement = evaluated_placement(config, finetuned)
@@ -100,10 +100,8 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
                         "mt": m,
                         "filler": tokenizer.spelling(layout.pause_id),
                         "precision": config.precision.value,
-                        "placement": layout.placement.value,
+                        **layout.policy.recorded(),
                         "finetuned_filler": manifest.get("filler", tokenizer.spelling(tokenizer.pause_id)),
-                        "pause_visibility": layout.visibility.value,
-                        "shift": layout.shift,
                         "pretraining_visibility": manifest.get("pretraining_visibility", PauseVisibility.all.value),
                         "prefix": finetuned.prefix.value,
                         "seed": finetuned.seed,
@@ -160,13 +158,11 @@ def evaluated_layout(config: EvaluateConfig, finetuned: FinetuneConfig, tokenize
 
     Raises ``BadInput`` for a filler that is not one token.
     """
-    from pausebench.data.batches import RowLayout, filler_id
+    from pausebench.data.batches import RowLayout
 
-    layout = RowLayout.of(finetuned, TASKS[finetuned.task.name], tokenizer)
     assert config.filler is not None
-    return replace(
-        layout, placement=evaluated_placement(config, finetuned), pause_id=filler_id(config.filler, tokenizer)
-    )
+    policy = replace(finetuned.policy, placement=evaluated_placement(config, finetuned), filler=config.filler)
+    return RowLayout.of(policy, finetuned.prefix, TASKS[finetuned.task.name], tokenizer)
 
 
 def load_finetune_config(run: Path) -> FinetuneConfig:

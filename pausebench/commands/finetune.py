@@ -51,8 +51,8 @@ def _train(
     device = local_device(choose_device(config.device))
     with started(config.parallel, device, config.train.hang_seconds) as ranks:
         task = TASKS[config.task.name]
-        check_length(config, rows, tokenizer, parent, config.pauses, "k")
-        layout = RowLayout.of(config, task, tokenizer)
+        check_length(config, rows, tokenizer, parent, config.longest, "k")
+        layout = RowLayout.of(config.policy, config.prefix, task, tokenizer)
         fingerprint = rows.fingerprint(config.seed)
         folder.check_fingerprint(fingerprint, config.data.allow_changed, "data.allow_changed=true")
         progress = start.progress(folder, config)
@@ -69,7 +69,7 @@ def _train(
                 model,
                 device,
                 ranks,
-                variant=lineage.variant(parent.pretraining, config.pauses),
+                variant=lineage.variant(parent.pretraining, config.longest),
                 pretraining=parent.pretraining,
                 parent=parent.name,
                 pretraining_seed=parent.seed,

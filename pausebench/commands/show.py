@@ -37,16 +37,20 @@ def run(config: ShowConfig) -> dict[str, Any]:
         examples, total = every[config.start : config.start + config.examples], f"{len(every)} training rows"
         if not examples:
             raise BadInput(f"start={config.start}: task={task.name} has {total} here, numbered from 0.")
-    layout = RowLayout.of(config, task, tokenizer)
+    layout = RowLayout.of(config.policy, config.prefix, task, tokenizer)
     pretrained = config.world.sequence_length if config.embedded else min(2048, config.model.max_positions)
     longest, _ = length_limit(config, replace(RANDOM, length=None if config.init == "random" else pretrained))
     room = longest - layout.given
     source = config.world.name if config.embedded else config.data.source.value
     print(
-        f"{task.name}: {total} ({source}), tokenizer={config.tokenizer.kind.value}, K={layout.k}, "
+        f"{task.name}: {total} ({source}), tokenizer={config.tokenizer.kind.value}, K={config.label}, "
         f"placement={config.placement.value}, prefix={config.prefix.value}"
-        + (f", pause_visibility={layout.visibility.value}" if layout.visibility is not PauseVisibility.all else "")
-        + (f", shift={layout.shift}" if layout.shift else "")
+        + (
+            f", pause_visibility={config.pause_visibility.value}"
+            if config.pause_visibility is not PauseVisibility.all
+            else ""
+        )
+        + (f", shift={config.shift}" if config.shift else "")
     )
     for number, encoded in enumerate(encode(examples, task, tokenizer)):
         prefixes, cut = fit(encoded, room - len(encoded.target))
@@ -54,7 +58,7 @@ def run(config: ShowConfig) -> dict[str, Any]:
         print(f"\nrow {row}" + (f"  (longer than {longest} tokens: {', '.join(cut)} cut)" if cut else ""))
         print(_text(examples[number]))
         read = EncodedExamples.of([prefixes[row % len(prefixes)]], [encoded.target], tokenizer.end_id)
-        laid_out = layout.finetuning_rows(read)
+        laid_out = layout.finetuning_rows(read, config.seed, torch.tensor([row]))
         print(_tokens(laid_out, tokenizer))
         print(_mask(laid_out, layout.mask(laid_out), tokenizer))
     return {"names": []}

@@ -22,7 +22,6 @@ from pausebench.config.groups import (
     Parallel,
     PauseConfig,
     PauseVisibility,
-    Placement,
     Precision,
     Pretraining,
     Source,
@@ -34,6 +33,7 @@ from pausebench.config.groups import (
     WorldConfig,
 )
 from pausebench.config.options import MISSING, Identity, identity_fields, option, require
+from pausebench.config.pauses import PausePolicy
 
 
 @dataclass(frozen=True)
@@ -192,30 +192,13 @@ class PretrainConfig(TrainingConfig):
 
 
 @dataclass(frozen=True)
-class FinetuneConfig(TrainingConfig):
+class FinetuneConfig(TrainingConfig, PausePolicy):
     """StdFT (k=0) or PauseFT (k>0) on one task."""
 
     task: TaskConfig = option(MISSING, "group: the task")
     pause: PauseConfig = option(PauseConfig, "group: pause=off says the same as k=0", identity=Identity.never)
-    k: int | None = option(None, "pauses in every row; 0 is StdFT (none: the task's default_k)")
     default_k: int = option(8, "K where k is not given", identity=Identity.never)
-    placement: Placement = option(Placement.append, "append or prepend the pauses (section 5.3)")
     prefix: AttentionKind = option(AttentionKind.bidirectional, "causal, bidirectional or bottleneck attention")
-    pause_visibility: PauseVisibility = option(
-        PauseVisibility.all,
-        "who sees a pause, here and in evaluate: all, or (a control) itself and the read-out, or itself alone",
-        identity=Identity.changed,
-    )
-    shift: int = option(
-        0,
-        "a control for k=0: positions jump by so many where pauses would stand, and M pauses of evaluate fill that gap",
-        identity=Identity.changed,
-    )
-    filler: str = option(
-        "pause",
-        "token in the pauses' places: pause, end, or text that is one token, such as .",
-        identity=Identity.changed,
-    )
     pretraining: Pretraining = option(
         Pretraining.pause, "std or pause: which pretrained parent to find in runs/pretrain"
     )
@@ -237,21 +220,15 @@ class FinetuneConfig(TrainingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        PausePolicy.__post_init__(self)
         for name in ("seed", "pretraining_seed"):
             require(0 <= getattr(self, name) < 2**31, f"{name}={getattr(self, name)}", "must be 0 to 2147483647")
         require(
-            self.k is None or self.k >= 0,
-            f"k={self.k}",
-            "the number of pauses must not be negative",
-            "k=0 finetunes without pauses, k=10 with ten.",
-        )
-        require(
-            self.pause.enabled or not self.k,
-            f"pause=off k={self.k}",
+            self.pause.enabled or not (self.k or self.k_range),
+            f"pause=off {self.typed_count}",
             "pause=off means k=0",
-            f"Type pause=off, or k={self.k} alone.",
+            f"Type pause=off, or {self.typed_count} alone.",
         )
-        require(self.shift >= 0, f"shift={self.shift}", "must not be negative")
         require(
             self.shift == 0 or self._k == 0,
             f"shift={self.shift} with k={self._k}" + (" (the task's default)" if self.k is None else ""),
@@ -261,13 +238,11 @@ class FinetuneConfig(TrainingConfig):
 
     def resolved(self) -> FinetuneConfig:
         """Every open value filled in."""
-        k = self._k
+        policy = dataclasses.replace(self.policy, k=self._k).settled()
         return dataclasses.replace(
             self,
-            k=k,
-            pause=PauseConfig(enabled=k > 0),
-            pause_visibility=self.pause_visibility if k else PauseVisibility.all,
-            filler=self.filler if k else "pause",
+            **{item.name: getattr(policy, item.name) for item in dataclasses.fields(policy)},
+            pause=PauseConfig(enabled=policy.longest > 0),
             tokenizer=self.tokenizer.resolved(),
             precision=resolved_precision(self.precision, self.model, self.device),
             train=self.train.resolved(),
@@ -275,13 +250,9 @@ class FinetuneConfig(TrainingConfig):
 
     @property
     def _k(self) -> int:
+        if self.k_range is not None:
+            return self.longest
         return self.k if self.k is not None else (self.default_k if self.pause.enabled else 0)
-
-    @property
-    def pauses(self) -> int:
-        """K of a resolved config."""
-        assert self.k is not None
-        return self.k
 
     def identity(self, parent: str) -> dict[str, Any]:
         """What determines the result; the parent's run name stands for how it was chosen."""

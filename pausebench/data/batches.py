@@ -15,11 +15,13 @@ import torch
 from torch import Tensor
 
 from pausebench import pauses
-from pausebench.config.groups import AttentionKind, PauseVisibility, Placement, Trim, WorldConfig
+from pausebench.config.groups import AttentionKind, PauseVisibility, Trim, WorldConfig
+from pausebench.config.pauses import PausePolicy
 from pausebench.config.training import FinetuneConfig, PretrainConfig
 from pausebench.data.batch import ALL, Batch, Batches, Share
 from pausebench.data.corpus import TRAIN, VALIDATION, Corpus, PackedRows, TextRows, shuffled
-from pausebench.data.examples import PackedExamples, Tokens, encode, fit, pack
+from pausebench.data.examples import Tokens, encode, fit
+from pausebench.data.packing import PackedExamples, pack
 from pausebench.data.shards import PreparedText
 from pausebench.data.task_rows import DatasetRows, GeneratedRows
 from pausebench.data.tokenizer import Tokenizer, pad
@@ -180,72 +182,54 @@ class RowLayout:
     pause_id: the token in the pauses' places, ``<pause>`` or a filler.
     """
 
-    k: int
-    placement: Placement
+    policy: PausePolicy
     attention: AttentionKind
     cue: Tensor
     pause_id: int
     pad_id: int
-    visibility: PauseVisibility = PauseVisibility.all
-    shift: int = 0
 
     @classmethod
-    def of(cls, config: FinetuneConfig, task: Task, tokenizer: Tokenizer) -> RowLayout:
-        """Raises ``BadInput`` where the config's filler is not one token."""
-        return cls(
-            config.pauses,
-            config.placement,
-            config.prefix,
-            torch.tensor(tokenizer.encode(task.cue), dtype=torch.int64),
-            filler_id(config.filler, tokenizer),
-            tokenizer.end_id,
-            config.pause_visibility,
-            config.shift,
-        )
+    def of(cls, policy: PausePolicy, attention: AttentionKind, task: Task, tokenizer: Tokenizer) -> RowLayout:
+        """Raises ``BadInput`` where the policy's filler is not one token."""
+        cue = torch.tensor(tokenizer.encode(task.cue), dtype=torch.int64)
+        return cls(policy, attention, cue, filler_id(policy.filler, tokenizer), tokenizer.end_id)
 
     @property
     def given(self) -> int:
-        """Positions that a row has beside prefix and target: of its pauses, or the jump in their place, and its cue."""
-        return max(self.k, self.shift) + len(self.cue)
+        """Positions that a row has beside prefix and target, at most: of its pauses or their jump, and its cue."""
+        return self.policy.positions + len(self.cue)
 
-    def finetuning_rows(self, examples: EncodedExamples) -> pauses.Rows:
+    def at(self, m: int) -> RowLayout:
+        """The same rows with M pauses each, at inference."""
+        return replace(self, policy=self.policy.at(m))
+
+    def finetuning_rows(self, examples: EncodedExamples, seed: int = 0, numbers: Tensor | None = None) -> pauses.Rows:
+        """Rows of these examples, whose numbers in the data (None: 0, 1, ...) decide about their pauses."""
+        numbers = torch.arange(len(examples.prefix_lengths)) if numbers is None else numbers
+        counts = pauses.draw_counts(self.policy, seed, numbers)
         return pauses.finetuning_rows(
-            *examples,
-            self.cue,
-            k=self.k,
-            placement=self.placement,
-            pause_id=self.pause_id,
-            pad_id=self.pad_id,
-            shift=self.shift,
+            *examples, self.cue, self.policy, counts, pause_id=self.pause_id, pad_id=self.pad_id
         )
 
     def mask(self, rows: pauses.Rows | PackedExamples, documents: Tensor | None = None) -> AttentionMask:
         """Who sees whom in rows of this layout."""
-        return AttentionMask(self.attention, rows.roles, documents, self.visibility, rows.readouts)
+        return AttentionMask(self.attention, rows.roles, documents, self.policy.pause_visibility, rows.readouts)
 
-    def training_batch(self, examples: EncodedExamples) -> Batch:
+    def training_batch(self, examples: EncodedExamples, seed: int = 0, numbers: Tensor | None = None) -> Batch:
         """One example a row, padded to the longest."""
-        rows = self.finetuning_rows(examples)
+        rows = self.finetuning_rows(examples, seed, numbers)
         last = rows.input_ids.shape[1] - int(rows.readout.min())
         return Batch(rows.input_ids, rows.labels, self.mask(rows), last, rows.positions, text=_is_text(rows.roles))
 
-    def packed_batch(self, examples: EncodedExamples) -> Batch:
-        """Several examples a row (``data.examples.pack``)."""
-        packed = pack(self.finetuning_rows(examples), self.pad_id)
+    def packed_batch(self, examples: EncodedExamples, seed: int = 0, numbers: Tensor | None = None) -> Batch:
+        """Several examples a row (``data.packing``)."""
+        packed = pack(self.finetuning_rows(examples, seed, numbers), self.pad_id)
         mask, text = self.mask(packed, packed.documents), _is_text(packed.roles)
         return Batch(packed.input_ids, packed.labels, mask, packed.input_ids.shape[1], packed.positions, text=text)
 
     def inference_rows(self, examples: EncodedExamples) -> pauses.Rows:
-        return pauses.inference_rows(
-            examples.prefix,
-            examples.prefix_lengths,
-            self.cue,
-            m=self.k,
-            placement=self.placement,
-            pause_id=self.pause_id,
-            pad_id=self.pad_id,
-            shift=self.shift,
-        )
+        prefix, lengths, *_ = examples
+        return pauses.inference_rows(prefix, lengths, self.cue, self.policy, pause_id=self.pause_id, pad_id=self.pad_id)
 
 
 def _is_text(roles: Tensor) -> Tensor:
@@ -280,7 +264,8 @@ def generated_batches(config: FinetuneConfig, layout: RowLayout, share: Share = 
     """Fresh rows of a world for every step; all have one length."""
 
     def block(seed: int, start: int, rows: int) -> Batch:
-        return layout.training_batch(_encoded_generated_rows(config.task.name, config.world, seed, start, rows))
+        examples = _encoded_generated_rows(config.task.name, config.world, seed, start, rows)
+        return layout.training_batch(examples, seed, torch.arange(start, start + rows))
 
     return _fixed_batches(block, config.seed, config.train.batch_size, BLOCK_ROWS, share)
 
@@ -314,19 +299,20 @@ class DatasetBatches:
         def make(first: int, count: int) -> list[Batch]:
             numbers = self._rows.training(seed, first * batch_size, count * batch_size)
             starts = range(0, len(numbers), batch_size)
-            return [self._batch(numbers[start : start + batch_size]).share(share) for start in starts]
+            return [self._batch(seed, numbers[start : start + batch_size]).share(share) for start in starts]
 
         def validation(count: int) -> Batch:
-            return self._batch(self._rows.validation[:count]).share(share)
+            return self._batch(seed, self._rows.validation[:count]).share(share)
 
         return Batches(make, BLOCK_EXAMPLES // batch_size, validation)
 
-    def _batch(self, numbers: Sequence[int]) -> Batch:
-        fitting = [pair for number in numbers if (pair := self.fitting[number]) is not None]
+    def _batch(self, seed: int, numbers: Sequence[int]) -> Batch:
+        fitting = [(number, *pair) for number in numbers if (pair := self.fitting[number]) is not None]
         if not fitting:
             raise BadInput(
                 f"task={self._rows.task.name}: none of the {len(numbers)} rows of a batch fits; {self.left_out} of "
                 f"{len(self.fitting)} rows are too long. Pretrain with a longer sequence_length, or lower k."
             )
-        prefixes, targets = zip(*fitting, strict=True)
-        return self._layout.packed_batch(EncodedExamples.of(prefixes, targets, self._layout.pad_id))
+        kept, prefixes, targets = zip(*fitting, strict=True)
+        examples = EncodedExamples.of(prefixes, targets, self._layout.pad_id)
+        return self._layout.packed_batch(examples, seed, torch.tensor(kept))

@@ -106,7 +106,7 @@ class Evaluator:
     def _together(
         self, layout: RowLayout, counts: list[int], stopping: Callable[[], bool]
     ) -> Iterator[tuple[int, dict[str, Any], list[dict[str, Any]]]]:
-        layouts = {m: replace(layout, k=m) for m in counts}
+        layouts = {m: layout.at(m) for m in counts}
         clock = dict.fromkeys(counts, 0.0)
         readings, cut, found = {}, {}, {}
         for m in counts:
@@ -130,7 +130,7 @@ class Evaluator:
                 began = time.perf_counter()
                 behind = read
                 if len(wanted) > 1:
-                    behind = read.without_last(most.k - m, max(0, layout.shift - m)).through(layout.cue)
+                    behind = read.without_last(wanted[0] - m, max(0, layout.policy.shift - m)).through(layout.cue)
                 ones = self._found(behind, layouts[m], batch, means, last=m == wanted[-1])
                 for number, one in zip(batch.numbers[m], ones, strict=True):
                     found[m][number] = one
@@ -191,7 +191,7 @@ class Evaluator:
             targets = self._targets(reading)
             return max(answer, min(self.max_length, max(map(len, targets))))
 
-        most = max(replace(layout, k=m).given for m in readings)
+        most = max(layout.at(m).given for m in readings)
         weight = self.model.token_embedding.weight
         size = slot_bytes(self.model.config, weight.dtype, weight.device)
         return reading_batches(readings, continuation, most, size, self.batch_size)
@@ -204,7 +204,7 @@ class Evaluator:
     def _prefill(self, layout: RowLayout, batch: Together) -> Prefill:
         prefixes = [reading.prefix for reading in batch.readings]
         rows = layout.inference_rows(EncodedExamples.of(prefixes, [[]] * len(prefixes), self.tokenizer.end_id))
-        return prefill(self.model, rows, layout.attention, layout.visibility, batch.slots)
+        return prefill(self.model, rows, layout.attention, layout.policy.pause_visibility, batch.slots)
 
     def _found(self, read: Prefill, layout: RowLayout, batch: Together, means: bool, last: bool) -> list[Found]:
         """What each reading of a batch gives. means: whether answers are compared; last: the cache is free."""
@@ -253,7 +253,9 @@ class Evaluator:
 
     def _predicted(self, layout: RowLayout, prefix: Tokens, answer: Answer) -> int:
         """Tokens predicted for an answer: those it has and the end token, unless it was cut off before."""
-        room = self.max_length - len(prefix) - layout.k - len(layout.cue) + 1  # the last token takes no position
+        room = (
+            self.max_length - len(prefix) - layout.policy.longest - len(layout.cue) + 1
+        )  # the last token takes no position
         return min(len(answer.tokens) + 1, self.max_new_tokens, room)
 
     def _scored(
@@ -283,7 +285,7 @@ class Evaluator:
     ) -> float:
         """A formula of ``model.flops`` for so many tokens predicted behind a prefix and its pauses."""
         model = self.model
-        given = len(prefix) + layout.k
+        given = len(prefix) + layout.policy.longest
         return formula(model.config, model.vocab_size, given, predicted, layout.attention, len(layout.cue))
 
     def _row(self, row: int, text: str, correct: bool, scores: dict[str, Any], target: Likelihood) -> dict[str, Any]:
@@ -308,8 +310,8 @@ def prefix_is_shared(layout: RowLayout) -> bool:
     """
     return (
         layout.attention is not AttentionKind.bidirectional
-        and layout.placement is Placement.append
-        and layout.visibility is not PauseVisibility.readout
+        and layout.policy.placement is Placement.append
+        and layout.policy.pause_visibility is not PauseVisibility.readout
     )
 
 

@@ -34,7 +34,7 @@ def pretrain_folder(config: PretrainConfig) -> RunFolder:
 def finetune_folder(config: FinetuneConfig, parent: Parent) -> RunFolder:
     """The folder of a resolved finetune config with this parent."""
     what = _what(config.task.name, config.corpus_name, config.model.name)
-    slug = f"{what}-{variant(parent.pretraining, config.pauses)}-k{config.k}-s{config.seed}"
+    slug = f"{what}-{variant(parent.pretraining, config.longest)}-k{config.label}-s{config.seed}"
     return RunFolder(config.runs, "finetune", run_name(slug, config.identity(parent.name)))
 
 

@@ -216,7 +216,7 @@ def _largest_rows(memory: Callable[[int], StepMemory], room: float, most: int) -
 
 def finetune_cost(config: FinetuneConfig, lengths: RowLengths, vocab_size: int, device: Device, mfu: float) -> Cost:
     """rows = steps x batch; a row has prefix + K + target - 1 positions (``finetuning_flops``)."""
-    prefix, target = lengths.train_prefix + config.pauses, lengths.train_target
+    prefix, target = lengths.train_prefix + config.longest, lengths.train_target
     row = finetuning_flops(config.model, vocab_size, prefix, target, config.prefix, lengths.cue)
     tokens = config.train.steps * config.train.batch_size * (prefix + lengths.cue + target - 1)
     return _trained(config, vocab_size, device, mfu, row, tokens)
@@ -251,7 +251,7 @@ def evaluate_cost(
     model, kind = finetuned.model, finetuned.prefix
     rows = lengths.test_rows if config.limit is None else min(config.limit, lengths.test_rows)
     tokens = flops = 0.0
-    counts = config.pause_counts(finetuned.pauses)
+    counts = config.pause_counts(finetuned.longest)
     behind = [lengths.answer] * lengths.candidates or [answer_tokens or lengths.answer, lengths.answer]
     for m in counts:
         given = lengths.test_prefix + m

@@ -248,7 +248,7 @@ class _Builder:
         cell = self._finetuned(arm, seed)
         finetuned, run = cell.config, cell.folders[0]
         assert isinstance(finetuned, FinetuneConfig)
-        for filler, m in itertools.product(arm.fillers, arm.mt or (finetuned.pauses,)):
+        for filler, m in itertools.product(arm.fillers, arm.mt or (finetuned.longest,)):
             filler = "pause" if m == 0 else finetuned.filler if filler == "pause" else filler
             evaluation = EvaluateConfig(runs=self._config.runs, run=run.name, filler=filler, limit=self._config.limit)
             folder = lineage.evaluate_folder(evaluation, run.name, finetuned.placement, m)
@@ -258,7 +258,7 @@ class _Builder:
                 "task": arm.task,
                 "world": finetuned.corpus_name,
                 "pretraining": arm.pretraining,
-                "variant": lineage.variant(arm.pretraining, finetuned.pauses),
+                "variant": lineage.variant(arm.pretraining, finetuned.longest),
                 "k": finetuned.k,
                 "mt": m,
                 "filler": {"pause": "<pause>", "end": "<end>"}.get(filler, filler),

@@ -43,8 +43,8 @@ def row_lengths(config: FinetuneConfig, limit: int) -> RowLengths:
     Raises ``BadInput`` for a task of the hub that the table lacks.
     """
     if config.data.source is not Source.hub:
-        return _measured(open_task(config), _tokenizer(config), limit - config.pauses)
-    found = cost.typical_lengths(config.task.name, limit, config.pauses)
+        return _measured(open_task(config), _tokenizer(config), limit - config.longest)
+    found = cost.typical_lengths(config.task.name, limit, config.longest)
     if found is None:
         raise BadInput(
             f"task={config.task.name}: how long its rows are on the hub is not known here. "

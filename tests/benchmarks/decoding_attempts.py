@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pausebench.config.groups import AttentionKind, ModelConfig, Placement
+from pausebench.config.groups import AttentionKind, ModelConfig
+from pausebench.config.pauses import PausePolicy
 from pausebench.data.batches import EncodedExamples, RowLayout
 from pausebench.evaluation.generate import generate
 from pausebench.model.cache import KeyValueCache
@@ -99,7 +100,7 @@ def batch_sizes() -> None:
     drawn = torch.randn(EXAMPLES, generator=torch.Generator().manual_seed(0))
     lengths = (0.35 * drawn + 4).exp().clamp(20, 220).long().sort().values.tolist()
     pause, pad = VOCABULARY - 1, VOCABULARY - 2
-    layout = RowLayout(10, Placement.append, AttentionKind.causal, torch.tensor([5]), pause, pad)
+    layout = RowLayout(PausePolicy(k=10), AttentionKind.causal, torch.tensor([5]), pause, pad)
     for size in BATCH_SIZES:
         began = time.perf_counter()
         for begin in range(0, EXAMPLES, size):

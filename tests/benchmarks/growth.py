@@ -30,7 +30,6 @@ from pausebench.config.groups import (
     CorpusConfig,
     DataConfig,
     ModelConfig,
-    Placement,
     Source,
     TaskConfig,
     TokenizerConfig,
@@ -39,6 +38,7 @@ from pausebench.config.groups import (
     TrainConfig,
 )
 from pausebench.config.options import plain
+from pausebench.config.pauses import PausePolicy
 from pausebench.config.training import FinetuneConfig
 from pausebench.data.batch import Batch
 from pausebench.data.batches import DatasetBatches, RowLayout
@@ -155,7 +155,7 @@ def pretraining_step(rows: int, length: int) -> Callable[[], None]:
 def layout(k: int) -> RowLayout:
     none = torch.zeros(0, dtype=torch.int64)
     kind = AttentionKind.bidirectional
-    return RowLayout(k, Placement.append, kind, none, TOKENIZER.pause_id, TOKENIZER.end_id)
+    return RowLayout(PausePolicy(k=k), kind, none, TOKENIZER.pause_id, TOKENIZER.end_id)
 
 
 def finetuning_step(k: int, folder: Path, batch_size: int = 16) -> Callable[[], None]:

@@ -151,7 +151,7 @@ def test_each_control_changes_what_it_says_and_nothing_else(capsys: pytest.Captu
     few = ("result=table1", "model=tiny", "task=squad", "seeds=1", "k=10")
     every = "hidden_pretraining,hidden_finetuning,hidden,one_pause,shifted,filler,layers,steps"
     usual, cells = planned(capsys, *few), planned(capsys, *few, f"controls=[{every}]")
-    plain = {"pause", "seed", "model", "data", "tokenizer", "tokenizer.vocab_size"}
+    plain = {"pause", "seed", "model", "data", "tokenizer", "tokenizer.vocab_size", "precision"}
     added = [{k: v for k, v in c.items() if k not in plain - {"pause"}} for c in cells["pretrain"]]
     assert [c for c in added if len(c) > 1] == [
         {"pause": "on", "pause_visibility": "readout"},

@@ -10,7 +10,8 @@ import pytest
 import torch
 from byte_texts import BYTE, CARRY, PLAIN, Texts, batches, prepared
 
-from pausebench.config.groups import AttentionKind, PauseVisibility, Placement
+from pausebench.config.groups import AttentionKind
+from pausebench.config.pauses import PausePolicy
 from pausebench.data.batch import Batch, Batches, Prefetched, Share
 from pausebench.data.batches import EncodedExamples, RowLayout
 from pausebench.errors import BadInput, RunFailed
@@ -123,7 +124,7 @@ class TestMeaningful:
 
     @pytest.mark.parametrize("packed", [False, True])
     def test_in_finetuning_prefix_and_target_count_and_padding_and_pauses_do_not(self, packed: bool) -> None:
-        layout = RowLayout(3, Placement.append, AttentionKind.causal, torch.tensor([7]), 9, 0, PauseVisibility.all)
+        layout = RowLayout(PausePolicy(k=3), AttentionKind.causal, torch.tensor([7]), 9, 0)
         examples = EncodedExamples.of([[1, 2], [3, 4, 5, 6]], [[1, 1], [2]], 0)
         batch = layout.packed_batch(examples) if packed else layout.training_batch(examples)
         # Each: its prefix, the cue, and its target without the last token, which is a label only.

@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pausebench.config.groups import AttentionKind, PauseVisibility, Placement, Source
+from pausebench.config.pauses import PausePolicy
 from pausebench.data.batch import Batch
 from pausebench.data.batches import DatasetBatches, EncodedExamples, RowLayout
-from pausebench.data.examples import pack, partition
+from pausebench.data.packing import partition
+from pausebench.data.packing import pack
 from pausebench.data.task_rows import DatasetRows, _open_task
 from pausebench.data.tokenizer import BpeTokenizer
 from pausebench.model import attention
@@ -48,7 +50,13 @@ def layout_of(
     visibility: PauseVisibility = PauseVisibility.all,
     shift: int = 0,
 ) -> RowLayout:
-    return RowLayout(k, placement, kind, torch.full((cue,), CUE), PAUSE, END, visibility, shift)
+    return RowLayout(
+        PausePolicy(k=k, placement=placement, pause_visibility=visibility, shift=shift),
+        kind,
+        torch.full((cue,), CUE),
+        PAUSE,
+        END,
+    )
 
 
 def loss_and_gradients(model: Decoder, batches: list[Batch]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -408,7 +416,7 @@ def published_batches(name: str, folder: Path) -> tuple[RowLayout, DatasetBatche
     gpt2 = folder / "gpt2-tokenizer"
     tokenizer = BpeTokenizer(gpt2 / "vocab.json", gpt2 / "merges.txt")
     none = torch.zeros(0, dtype=torch.int64)
-    layout = RowLayout(10, Placement.append, AttentionKind.bidirectional, none, tokenizer.pause_id, tokenizer.end_id)
+    layout = RowLayout(PausePolicy(k=10), AttentionKind.bidirectional, none, tokenizer.pause_id, tokenizer.end_id)
     return layout, DatasetBatches(rows, layout, tokenizer, limit=2048)
 
 

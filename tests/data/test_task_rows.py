@@ -19,13 +19,13 @@ from pausebench.config.groups import (
     CorpusConfig,
     DataConfig,
     ModelConfig,
-    Placement,
     Source,
     TaskConfig,
     TokenizerConfig,
     TokenizerKind,
     WorldConfig,
 )
+from pausebench.config.pauses import PausePolicy
 from pausebench.config.training import FinetuneConfig
 from pausebench.data.batch import Batch, Batches
 from pausebench.data.batches import DatasetBatches, RowLayout
@@ -268,7 +268,7 @@ def test_answers_of_a_fixed_length_have_no_end_token(world_config: Callable[[str
 
 def batches_of(rows: DatasetRows, k: int = 3, limit: int = 1000) -> DatasetBatches:
     layout = RowLayout(
-        k, Placement.append, AttentionKind.causal, torch.zeros(0, dtype=torch.int64), TOKENIZER.pause_id, 256
+        PausePolicy(k=k), AttentionKind.causal, torch.zeros(0, dtype=torch.int64), TOKENIZER.pause_id, 256
     )
     return DatasetBatches(rows, layout, TOKENIZER, limit)
 
@@ -369,7 +369,7 @@ def test_every_k_trains_on_the_same_rows_in_the_same_steps(name: str) -> None:
 def test_a_cue_takes_its_place_in_the_limit() -> None:
     rows = dataset("gsm8k")
     longest = max(len(row.prefix) + len(row.target) for row in rows.encoded(TOKENIZER))
-    layout = RowLayout(3, Placement.append, AttentionKind.causal, torch.tensor([1, 2]), TOKENIZER.pause_id, 256)
+    layout = RowLayout(PausePolicy(k=3), AttentionKind.causal, torch.tensor([1, 2]), TOKENIZER.pause_id, 256)
     assert DatasetBatches(rows, layout, TOKENIZER, longest + 5).left_out == 0
     assert DatasetBatches(rows, layout, TOKENIZER, longest + 4).left_out > 0
 

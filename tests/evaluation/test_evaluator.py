@@ -15,6 +15,7 @@ import torch
 from scipy import stats
 
 from pausebench.config.groups import AttentionKind, PauseVisibility, Placement, WorldConfig
+from pausebench.config.pauses import PausePolicy
 from pausebench.data.batches import EncodedExamples, RowLayout
 from pausebench.data.tokenizer import WordTokenizer
 from pausebench.evaluation import generate as generation
@@ -61,7 +62,7 @@ RAGGED = dataclasses.replace(
 def layout_of(task: Task, world: World | RaggedWorld, kind: AttentionKind = AttentionKind.causal) -> RowLayout:
     tokenizer = world.tokenizer
     cue = torch.tensor(tokenizer.encode(task.cue), dtype=torch.int64)
-    return RowLayout(0, Placement.append, kind, cue, tokenizer.pause_id, tokenizer.end_id)
+    return RowLayout(PausePolicy(k=0), kind, cue, tokenizer.pause_id, tokenizer.end_id)
 
 
 def examples_of(task: Task, world: World | RaggedWorld) -> list[Example]:
@@ -145,7 +146,7 @@ def test_scores_for_each_m_are_the_same_one_by_one_and_as_a_list(
     layout = layout_of(task, world)
     together = evaluator_of(model, task, world, 64)
     for m in (0, 8, 2, 8):
-        assert scored(together, dataclasses.replace(layout, k=5), m) == evaluated(model, task, world, layout, 64, m)
+        assert scored(together, layout.at(5), m) == evaluated(model, task, world, layout, 64, m)
 
 
 def test_scores_depend_on_m_and_on_the_filler(make_decoder: Models, world_config: Worlds) -> None:
@@ -267,8 +268,7 @@ def test_decoding_equals_reading_the_whole_row_again_for_every_token(
         torch.tensor([prefix + [14] * (width - len(prefix)) for prefix in prefixes]),
         torch.tensor([len(prefix) for prefix in prefixes]),
         torch.tensor([13]),
-        m=3,
-        placement=placement,
+        PausePolicy(k=3, placement=placement),
         pause_id=15,
         pad_id=14,
     )
@@ -304,7 +304,13 @@ def test_with_the_controls_decoding_equals_reading_the_whole_row_again(
         part = prefixes[first : first + batch_size]
         lengths = torch.tensor([len(prefix) for prefix in part])
         padded = torch.tensor([prefix + [14] * (int(lengths.max()) - len(prefix)) for prefix in part])
-        layout = RowLayout(m, placement, kind, torch.tensor(cue, dtype=torch.int64), 15, 14, visibility, shift)
+        layout = RowLayout(
+            PausePolicy(k=m, placement=placement, pause_visibility=visibility, shift=shift),
+            kind,
+            torch.tensor(cue, dtype=torch.int64),
+            15,
+            14,
+        )
         rows = layout.inference_rows(EncodedExamples(padded, lengths, padded[:, :0], lengths * 0))
         answers += generate(
             model, rows, kind, max_new_tokens=6, end_id=14, pause_id=15, visibility=visibility, limit=150
@@ -445,7 +451,7 @@ def text_evaluator(
 
 def text_layout(kind: AttentionKind = AttentionKind.bidirectional) -> RowLayout:
     empty = torch.zeros(0, dtype=torch.int64)
-    return RowLayout(0, Placement.append, kind, empty, TOKENIZER.pause_id, TOKENIZER.end_id)
+    return RowLayout(PausePolicy(k=0), kind, empty, TOKENIZER.pause_id, TOKENIZER.end_id)
 
 
 def prefixes_read(evaluator: Evaluator, layout: RowLayout, monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -577,7 +583,7 @@ def test_log_likelihoods_of_all_answers_sum_to_one(make_decoder: Models, world_c
     layout = layout_of(PARITY, world)
     prefixes = [world.tokenizer.encode("1 0 1 PAR")] * 64
     rows = layout.inference_rows(EncodedExamples.of(prefixes, [[]] * 64, world.tokenizer.end_id))
-    read = prefill(model, rows, layout.attention, layout.visibility, 5)
+    read = prefill(model, rows, layout.attention, layout.policy.pause_visibility, 5)
     totals = target_log_likelihoods(read, [[token] for token in range(64)])
     assert sum(map(math.exp, totals)) == pytest.approx(1.0, rel=1e-5)
 

@@ -13,7 +13,8 @@ import torch
 from scipy import stats
 from torchmetrics.functional.classification import multiclass_f1_score
 
-from pausebench.config.groups import AttentionKind, Placement
+from pausebench.config.groups import AttentionKind
+from pausebench.config.pauses import PausePolicy
 from pausebench.data.batches import EncodedExamples, RowLayout
 from pausebench.data.examples import encode
 from pausebench.data.tokenizer import WordTokenizer
@@ -38,7 +39,7 @@ def words(count: int, draw: random.Random) -> str:
 
 def layout_of(kind: AttentionKind) -> RowLayout:
     empty = torch.zeros(0, dtype=torch.int64)
-    return RowLayout(0, Placement.append, kind, empty, TOKENIZER.pause_id, TOKENIZER.end_id)
+    return RowLayout(PausePolicy(k=0), kind, empty, TOKENIZER.pause_id, TOKENIZER.end_id)
 
 
 def run(

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from pausebench.config.groups import Arithmetic, AttentionKind, PauseVisibility, Placement
+from pausebench.config.pauses import PausePolicy
 from pausebench.data.batches import EncodedExamples, RowLayout
 from pausebench.data.examples import Tokens
 from pausebench.data.tokenizer import WordTokenizer
@@ -29,7 +30,13 @@ SCORED = dataclasses.replace(TASKS["squad"], metrics=("accuracy",), scored=True)
 COUNTS, MAX_LENGTH = [3, 0, 8, 1], 40
 KINDS = [AttentionKind.causal, AttentionKind.bidirectional]
 LAYOUTS = [
-    RowLayout(0, placement, kind, torch.tensor(cue, dtype=torch.int64), 15, 14, visibility, shift)
+    RowLayout(
+        PausePolicy(k=0, placement=placement, pause_visibility=visibility, shift=shift),
+        kind,
+        torch.tensor(cue, dtype=torch.int64),
+        15,
+        14,
+    )
     for kind, visibility, placement, cue, shift in itertools.product(
         AttentionKind, PauseVisibility, Placement, ([], [13, 2]), (0, 5)
     )
@@ -93,7 +100,7 @@ def test_a_sweep_with_causal_prefixes_reads_each_prefix_once(model: Decoder, mon
 
     monkeypatch.setattr(evaluator, "prefill", recorded)
     examples = [Example(words(length, random.Random(length)), "w1", ("w1",)) for length in range(1, 11)]
-    causal, both = (RowLayout(0, Placement.append, kind, torch.zeros(0, dtype=torch.int64), 15, 14) for kind in KINDS)
+    causal, both = (RowLayout(PausePolicy(k=0), kind, torch.zeros(0, dtype=torch.int64), 15, 14) for kind in KINDS)
     list(evaluator_of(model, examples, TASKS["squad"]).sweep(causal, COUNTS))
     assert sorted(read) == [length + 8 for length in range(1, 11)]
     read.clear()
@@ -102,7 +109,7 @@ def test_a_sweep_with_causal_prefixes_reads_each_prefix_once(model: Decoder, mon
 
 
 def test_a_stop_leaves_the_first_m_alone_which_comes_out_as_ever(model: Decoder) -> None:
-    layout = RowLayout(0, Placement.append, AttentionKind.causal, torch.zeros(0, dtype=torch.int64), 15, 14)
+    layout = RowLayout(PausePolicy(k=0), AttentionKind.causal, torch.zeros(0, dtype=torch.int64), 15, 14)
     scorer = evaluator_of(model, texts(12), TASKS["squad"])
     asked = iter([False, False, *[True] * 99])
     [(m, result, rows)] = scorer.sweep(layout, COUNTS, lambda: next(asked))
@@ -119,7 +126,7 @@ def test_a_prefix_is_not_shared_where_it_or_a_pause_sees_what_another_m_changes(
 
 
 def test_candidates_behind_one_prefix_score_as_each_does_alone(model: Decoder) -> None:
-    layout = RowLayout(0, Placement.append, AttentionKind.bidirectional, torch.tensor([13]), 15, 14)
+    layout = RowLayout(PausePolicy(k=0), AttentionKind.bidirectional, torch.tensor([13]), 15, 14)
     examples = [example._replace(question=words(9, random.Random(i))) for i, example in enumerate(choices(9))]
     _, together = evaluator_of(model, examples, SCORED).evaluate(layout, 3)
     for example, row in zip(examples, together, strict=True):
@@ -130,7 +137,7 @@ def test_candidates_behind_one_prefix_score_as_each_does_alone(model: Decoder) -
 
 def prefilled(model: Decoder, layout: RowLayout, prefixes: Sequence[Tokens]) -> Prefill:
     rows = layout.inference_rows(EncodedExamples.of(prefixes, [[]] * len(prefixes), 14))
-    return prefill(model, rows, layout.attention, layout.visibility, rows.input_ids.shape[1] + 12)
+    return prefill(model, rows, layout.attention, layout.policy.pause_visibility, rows.input_ids.shape[1] + 12)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS[::3])
@@ -138,7 +145,7 @@ def test_tokens_behind_a_prefill_get_the_states_of_one_pass_over_the_whole_row(
     model: Decoder, layout: RowLayout
 ) -> None:
     """Seven tokens at once, in pieces, and after others were read in their place."""
-    model, layout = model.double(), dataclasses.replace(layout, k=4)
+    model, layout = model.double(), layout.at(4)
     prefixes = [[3, 1, 4], [9], [2, 6, 5, 3, 5, 8, 9]]
     target = torch.randint(0, 14, (3, 8), generator=torch.Generator().manual_seed(0))
     batch = layout.training_batch(EncodedExamples.of(prefixes, target.tolist(), 14))
@@ -161,12 +168,12 @@ def test_rows_read_beside_others_of_like_length_are_read_as_all_at_once(
 ) -> None:
     draw = random.Random(5)
     prefixes = [[draw.randrange(14) for _ in range(draw.randint(1, 20))] for _ in range(9)]
-    rows = dataclasses.replace(layout, k=3).inference_rows(EncodedExamples.of(prefixes, [[]] * 9, 15))
+    rows = layout.at(3).inference_rows(EncodedExamples.of(prefixes, [[]] * 9, 15))
     exact = model.double()
     found = {}
     for share in (0.0, 0.85, 1.0):  # one pass, a few, one for each length
         monkeypatch.setattr("pausebench.evaluation.generate.LIKE_LENGTH", share)
-        read = prefill(exact, rows, layout.attention, layout.visibility, rows.input_ids.shape[1] + 4)
+        read = prefill(exact, rows, layout.attention, layout.policy.pause_visibility, rows.input_ids.shape[1] + 4)
         found[share] = decode(read, max_new_tokens=4, end_id=14, pause_id=15, limit=MAX_LENGTH)
     assert [answer.tokens for answer in found[0.85]] == [answer.tokens for answer in found[0.0]]
     assert [answer.tokens for answer in found[1.0]] == [answer.tokens for answer in found[0.0]]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pausebench.config.groups import AttentionKind, Placement
+from pausebench.config.pauses import PausePolicy
 from pausebench.model import attention
 from pausebench.model.attention import AttentionMask, attend, decoding_mask
 from pausebench.model.decoder import Decoder, KeyValueCache
@@ -230,11 +231,20 @@ def test_decoding_with_the_cache_equals_the_full_forward_for_ragged_rows(
     target = torch.randint(0, 14, (3, TARGET), generator=generator)
     cue = torch.tensor([13])
     trained = finetuning_rows(
-        prefix, prefix_lengths, target, target_lengths, cue, k=k, placement=placement, pause_id=PAUSE, pad_id=END
+        prefix,
+        prefix_lengths,
+        target,
+        target_lengths,
+        cue,
+        PausePolicy(k=k, placement=placement),
+        pause_id=PAUSE,
+        pad_id=END,
     )
     expected = model(trained.input_ids, AttentionMask(kind, trained.roles))
 
-    rows = inference_rows(prefix, prefix_lengths, cue, m=k, placement=placement, pause_id=PAUSE, pad_id=END)
+    rows = inference_rows(
+        prefix, prefix_lengths, cue, PausePolicy(k=k, placement=placement), pause_id=PAUSE, pad_id=END
+    )
     for step, hidden in enumerate(decode(model, rows, kind, target)):
         at = rows.lengths - 1 + step
         torch.testing.assert_close(hidden, expected[torch.arange(3), at], rtol=1e-4, atol=1e-5)

@@ -13,7 +13,8 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from pausebench.config.groups import AttentionKind, ModelConfig, Placement
+from pausebench.config.groups import AttentionKind, ModelConfig
+from pausebench.config.pauses import PausePolicy
 from pausebench.data.batches import RowLayout
 from pausebench.data.tokenizer import ByteTokenizer
 from pausebench.evaluation.evaluator import Evaluator
@@ -138,8 +139,7 @@ def greedily(model: Decoder, prefixes: list[list[int]], max_new_tokens: int, end
         torch.tensor([prefix + [end_id] * (width - len(prefix)) for prefix in prefixes]),
         torch.tensor([len(prefix) for prefix in prefixes]),
         torch.tensor([], dtype=torch.int64),
-        m=0,
-        placement=Placement.append,
+        PausePolicy(k=0),
         pause_id=model.vocab_size - 1,
         pad_id=end_id,
     )
@@ -300,7 +300,7 @@ def test_scores_of_candidates_are_log_likelihoods_of_transformers_gpt2(make_deco
     examples = [Example(prefix, options[1], (options[1],), options) for prefix, options in rows] * 3
     task = dataclasses.replace(TASKS["squad"], metrics=("accuracy", "macro_f1"), scored=True)
     layout = RowLayout(
-        0, Placement.append, AttentionKind.causal, torch.zeros(0, dtype=torch.int64), tokenizer.pause_id, 256
+        PausePolicy(k=0), AttentionKind.causal, torch.zeros(0, dtype=torch.int64), tokenizer.pause_id, 256
     )
     evaluator = Evaluator(model, task, examples, tokenizer, batch_size=7, max_length=160)
     _, predictions = evaluator.evaluate(layout, 0)

@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from pausebench.config.groups import AttentionKind, ModelConfig, PauseVisibility, Placement
+from pausebench.config.groups import AttentionKind, ModelConfig, PauseVisibility
+from pausebench.config.pauses import PausePolicy
 from pausebench.data.batch import Batch
 from pausebench.data.batches import EncodedExamples, RowLayout
 from pausebench.data.examples import Tokens
@@ -51,7 +52,7 @@ def counted(work: Callable[[], Any]) -> int:
 
 
 def layout_of(kind: AttentionKind, k: int, cue: int) -> RowLayout:
-    return RowLayout(k, Placement.append, kind, torch.full((cue,), 5), PAUSE, END)
+    return RowLayout(PausePolicy(k=k), kind, torch.full((cue,), 5), PAUSE, END)
 
 
 def example(prefix: int, target: int) -> EncodedExamples:

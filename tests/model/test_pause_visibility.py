@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pausebench.config.groups import AttentionKind, PauseVisibility, Placement
+from pausebench.config.pauses import PausePolicy
 from pausebench.data.batch import Batch
 from pausebench.data.batches import EncodedExamples, RowLayout
 from pausebench.model.attention import AttentionMask, decoding_mask, take_apart
@@ -140,7 +141,9 @@ def test_documents_taken_apart_keep_who_sees_their_pauses(mask: AttentionMask) -
 
 
 def layout_of(kind: AttentionKind, visibility: PauseVisibility, placement: Placement, cue: int) -> RowLayout:
-    return RowLayout(K, placement, kind, torch.full((cue,), CUE), PAUSE, END, visibility)
+    return RowLayout(
+        PausePolicy(k=K, placement=placement, pause_visibility=visibility), kind, torch.full((cue,), CUE), PAUSE, END
+    )
 
 
 def examples() -> EncodedExamples:
@@ -245,7 +248,9 @@ def test_a_decoded_token_sees_what_the_mask_of_the_whole_row_lets_it_see(
     kind: AttentionKind, visibility: PauseVisibility, placement: Placement
 ) -> None:
     prefix, lengths = torch.zeros(2, 5, dtype=torch.int64), torch.tensor([5, 2])
-    rows = inference_rows(prefix, lengths, torch.tensor([CUE]), m=K, placement=placement, pause_id=PAUSE, pad_id=END)
+    rows = inference_rows(
+        prefix, lengths, torch.tensor([CUE]), PausePolicy(k=K, placement=placement), pause_id=PAUSE, pad_id=END
+    )
     for row, length in enumerate(rows.lengths.tolist()):
         roles = torch.cat([rows.roles[row, :length], torch.full((3,), Role.TARGET.value)]).to(torch.int8)[None]
         whole = AttentionMask(kind, roles, None, visibility, torch.arange(length + 3)[None] == length - 1)

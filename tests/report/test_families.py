@@ -160,7 +160,7 @@ def test_the_noise_of_the_test_set_is_the_mean_half_width_of_the_runs_that_tell_
     panel = Panel("", "other", "", cells)
     (scores,) = panel.scores(panel.settings()[0])
     assert scores.test_set_half_width == pytest.approx(0.125)
-    (without,) = scores.Panel("", "other", "", cells[2:]).scores(panel.settings()[0])
+    (without,) = Panel("", "other", "", cells[2:]).scores(panel.settings()[0])
     assert without.test_set_half_width is None
 
 

@@ -16,7 +16,8 @@ from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from pausebench.config.groups import AttentionKind, Compile, PauseVisibility, Placement
+from pausebench.config.groups import AttentionKind, Compile, PauseVisibility
+from pausebench.config.pauses import PausePolicy
 from pausebench.data.batch import Batch
 from pausebench.data.batches import EncodedExamples, RowLayout
 from pausebench.model import attention, blockwise, decoder
@@ -47,7 +48,7 @@ def packed(kind: AttentionKind, visibility: PauseVisibility) -> Batch:
         torch.randint(0, V - 3, (9, 6), generator=generator),
         torch.randint(1, 7, (9,), generator=generator),
     )
-    layout = RowLayout(3, Placement.append, kind, torch.tensor([V - 3]), V - 1, V - 2, visibility)
+    layout = RowLayout(PausePolicy(k=3, pause_visibility=visibility), kind, torch.tensor([V - 3]), V - 1, V - 2)
     return layout.packed_batch(examples)
 
 

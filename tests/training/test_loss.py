@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pausebench.config.groups import AttentionKind, Placement, Precision, TrackingConfig, TrainConfig
+from pausebench.config.groups import AttentionKind, Precision, TrackingConfig, TrainConfig
+from pausebench.config.pauses import PausePolicy
 from pausebench.console import Progress
 from pausebench.data.batch import Batch, Batches
 from pausebench.data.batches import EncodedExamples, RowLayout
@@ -54,7 +55,7 @@ def finetuning_batch(kind: AttentionKind, rows: int = 64) -> Batch:
         torch.randint(1, 7, (rows,), generator=generator),
     )
     cue = torch.tensor([13])
-    return RowLayout(3, Placement.append, kind, cue, PAUSE, END).training_batch(examples)
+    return RowLayout(PausePolicy(k=3), kind, cue, PAUSE, END).training_batch(examples)
 
 
 BATCHES = {

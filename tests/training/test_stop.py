@@ -78,7 +78,7 @@ def test_the_launchers_handler_is_back_afterwards(launcher: list[str]) -> None:
 
 WORKER = """
     import sys, time
-    from pausebench.training import stop
+    from pausebench import stop
     assert stop.reason() is None
     print("began", flush=True)
     for _ in range(1000):  # an end of its own: torchrun's workers have a process group of their own

@@ -46,7 +46,7 @@ def run(setting: Setting) -> list[Line]:
 def _task(setting: Setting, task: str) -> list[Line]:
     given, new_tokens = setting.config, setting.config.new_tokens or NEW_TOKENS[task]
     config = setting.finetuning(task, 1)
-    rows, layout = open_task(config), RowLayout.of(config, TASKS[task], setting.tokenizer)
+    rows, layout = open_task(config), RowLayout.of(config.policy, config.prefix, TASKS[task], setting.tokenizer)
     assert isinstance(rows, DatasetRows)
     room = length_limit(config, lineage.RANDOM)[0] - layout.given - new_tokens
     examples = encode(rows.test()[: given.rows], rows.task, setting.tokenizer)
@@ -112,7 +112,7 @@ def our_decoding(model: Decoder, layout: RowLayout, pause_id: int, new_tokens: i
 def their_decoding(model: Any, layout: RowLayout, pause_id: int, new_tokens: int) -> Decode:
     """``model.generate``, greedy, rows padded on the left, the pause token suppressed, no token that ends."""
     device = next(model.parameters()).device
-    behind = [layout.pause_id] * layout.k + layout.cue.tolist()
+    behind = [layout.pause_id] * layout.policy.longest + layout.cue.tolist()
 
     def decode(prefixes: Sequence[Tokens]) -> list[list[int]]:
         rows = [[*prefix, *behind] for prefix in prefixes]

@@ -40,7 +40,7 @@ def run(setting: Setting) -> list[Line]:
     given = setting.config
     size = given.batch_size or EXAMPLES
     config = setting.finetuning("squad", size)
-    rows, layout = open_task(config), RowLayout.of(config, TASKS["squad"], setting.tokenizer)
+    rows, layout = open_task(config), RowLayout.of(config.policy, config.prefix, TASKS["squad"], setting.tokenizer)
     assert isinstance(rows, DatasetRows)
     packed = DatasetBatches(rows, layout, setting.tokenizer, length_limit(config, lineage.RANDOM)[0])
     batches = packed.batches(config.seed, size)
@@ -97,7 +97,7 @@ def run(setting: Setting) -> list[Line]:
 
 def as_row(prefix: Tokens, target: Tokens, layout: RowLayout) -> Row:
     """Prefix, K pauses, cue, target: labels on the target alone."""
-    before = [*prefix, *[layout.pause_id] * layout.k, *layout.cue.tolist()]
+    before = [*prefix, *[layout.pause_id] * layout.policy.longest, *layout.cue.tolist()]
     return {"input_ids": [*before, *target], "labels": [IGNORE_INDEX] * len(before) + list(target)}
 
 

@@ -93,7 +93,7 @@ def run(setting: Setting) -> list[Line]:
 
 def _made(config: FinetuneConfig) -> tuple[Decoder, Batches]:
     tokenizer = build_world(config.world).tokenizer
-    batches = generated_batches(config, RowLayout.of(config, TASKS["parity"], tokenizer))
+    batches = generated_batches(config, RowLayout.of(config.policy, config.prefix, TASKS["parity"], tokenizer))
     return start.build_model(config, tokenizer, CPU, ALONE), batches
 
 
