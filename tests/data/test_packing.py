@@ -17,8 +17,7 @@ from pausebench.config.groups import AttentionKind, PauseVisibility, Placement, 
 from pausebench.config.pauses import PausePolicy
 from pausebench.data.batch import Batch
 from pausebench.data.batches import DatasetBatches, EncodedExamples, RowLayout
-from pausebench.data.packing import partition
-from pausebench.data.packing import pack
+from pausebench.data.packing import pack, partition
 from pausebench.data.task_rows import DatasetRows, _open_task
 from pausebench.data.tokenizer import BpeTokenizer
 from pausebench.model import attention
