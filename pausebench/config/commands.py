@@ -226,13 +226,6 @@ class PlanConfig(ReproduceConfig):
 
 
 @dataclass(frozen=True)
-class SyncConfig(RunConfig):
-    """Upload offline W&B runs."""
-
-    dry_run: bool = option(False, "list what would be uploaded")
-
-
-@dataclass(frozen=True)
 class ReportConfig(RunConfig):
     """Tables and page from the run folders alone."""
 
@@ -247,7 +240,6 @@ COMMANDS: dict[str, type[RunConfig]] = {
     "reproduce": ReproduceConfig,
     "report": ReportConfig,
     "plan": PlanConfig,
-    "sync": SyncConfig,
     "tasks": TasksConfig,
     "show": ShowConfig,
 }

@@ -20,7 +20,6 @@ SUMMARIES = {
     "reproduce": "plan, run, resume and report a whole study",
     "plan": "what a study would cost: tokens, FLOPs, device time, disk",
     "report": "tables and a page from the run folders alone",
-    "sync": "upload the W&B runs that were kept offline in the run folders",
     "tasks": "list the tasks: metric, splits, rows, K and steps",
     "show": "print examples of a task as the model sees them",
 }
@@ -57,7 +56,6 @@ EXAMPLES = {
         "pausebench plan result=table1 model=130m gpu=a100 mfu=0.3 seeds=1",
         "pausebench plan result=demo gpu=cpu gpus=2",
     ),
-    "sync": ("pausebench sync dry_run=true", "pausebench sync runs=runs"),
     "report": ("pausebench report", "pausebench report runs=runs study=demo"),
     "tasks": ("pausebench tasks", "pausebench tasks data.root=DIR"),
     "show": (
@@ -74,7 +72,6 @@ GROUPS = {
     "reproduce": ("result", "model", "data", "corpus", "tokenizer", "tracking"),
     "plan": ("result", "model", "data", "corpus", "tokenizer"),
     "report": (),
-    "sync": (),
     "tasks": (),
     "show": ("task", "model", "data", "corpus", "tokenizer", "world", "pause", "tracking"),
 }
