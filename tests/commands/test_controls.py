@@ -49,7 +49,7 @@ def hidden_parent(root: Path) -> Path:
 
 
 def composed(command: str, line: str) -> Any:
-    cli._register_schemas()
+    cli.register_config()
     with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
         return cli.to_config(command, compose(command, line.split()), line.split())
 
