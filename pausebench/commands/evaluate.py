@@ -37,7 +37,8 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     finetuned = load_finetune_config(run_path)
     if config.filler is None:
         config = replace(config, filler=finetuned.filler)
-    task, rows, tokenizer = TASKS[finetuned.task.name], open_task(finetuned), open_tokenizer(finetuned)
+    task, rows = TASKS[finetuned.task.name], open_task(finetuned.task, finetuned.text)
+    tokenizer = open_tokenizer(finetuned.text, finetuned.runs)
     if tokenizer.fingerprint != manifest["tokenizer"]:
         raise BadInput(
             f"{run_path} was trained with tokenizer {manifest['tokenizer']}; it is now {tokenizer.fingerprint}."
@@ -51,7 +52,7 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     for m in counts:
         check_length(finetuned, rows, tokenizer, parent, m, "mt")
     placement = evaluated_placement(config, finetuned)
-    folders = {m: lineage.evaluate_folder(config, run_path.name, placement, m) for m in counts}
+    folders = {m: folder_of(config, run_path.name, placement, m) for m in counts}
     progress = Progress(run_path.name, 0, config.quiet)
     say_skipped(rows, progress)
     todo = [m for m in counts if folders[m].result is None]
@@ -89,7 +90,7 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
                     about = {
                         "task": task.name,
                         "task_version": task.version,
-                        "world": finetuned.corpus_name,
+                        "world": finetuned.text.name,
                         "data": finetuned.data.source.value,
                         "split": task.dataset.test if task.dataset else "test",
                         **result,
@@ -140,6 +141,11 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
                 f"({low:.4f} to {high:.4f})  target nll {result['target_nll']:.4f}  n={result['n']}  {folders[m].path}"
             )
     return {"names": [folders[m].name for m in counts]}
+
+
+def folder_of(config: EvaluateConfig, run: str, placement: Placement, m: int) -> RunFolder:
+    """The folder of the result for one M of one finetune run; ``config.filler`` has to be filled in."""
+    return RunFolder.of(config.runs, "evaluate", config.slug(run, m), config.identity(run, placement, m))
 
 
 def evaluated_placement(config: EvaluateConfig, finetuned: FinetuneConfig) -> Placement:
