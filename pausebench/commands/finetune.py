@@ -16,13 +16,16 @@ from pausebench.data.vocabulary import open_tokenizer
 from pausebench.errors import BadInput
 from pausebench.runs import lineage
 from pausebench.runs.folder import RunFolder
-from pausebench.tasks import TASKS
 from pausebench.training import start
 
 if TYPE_CHECKING:
+    import torch
+
     from pausebench.data.batch import Batches, Share
     from pausebench.data.batches import RowLayout
     from pausebench.data.tokenizer import Tokenizer
+    from pausebench.model.decoder import Decoder
+    from pausebench.training.parallel import Ranks
 
 
 def run(config: FinetuneConfig) -> dict[str, Any]:
@@ -31,55 +34,44 @@ def run(config: FinetuneConfig) -> dict[str, Any]:
     parent = lineage.find_parent(config.parent, config.runs, tokenizer.fingerprint)
     folder = folder_of(config, parent)
     progress = start.progress(folder.name, config.train.steps, config.quiet)
-    fingerprint = rows.fingerprint(config.seed)
     if folder.result is not None:
-        folder.check_fingerprint(fingerprint, config.data.allow_changed, "data.allow_changed=true")
+        folder.check_fingerprint(rows.fingerprint(config.seed), config.data.allow_changed, "data.allow_changed=true")
         say_skipped(rows, progress)
         return progress.already_done(folder, config.profile)
+    return _train(config, rows, tokenizer, parent, progress)
 
+
+def _train(
+    config: FinetuneConfig,
+    rows: GeneratedRows | DatasetRows,
+    tokenizer: Tokenizer,
+    parent: lineage.Parent,
+    progress: Progress,
+) -> dict[str, Any]:
+    # torch takes seconds to import, and a run that is done does not need it.
     from pausebench.data.batches import RowLayout
-    from pausebench.training import checkpoint
     from pausebench.training.device import choose_device, cpu_threads
     from pausebench.training.parallel import local_device, started
 
     device = local_device(choose_device(config.device))
     with started(config.parallel, device, config.train.hang_seconds) as ranks:
-        task = TASKS[config.task.name]
+        folder, fingerprint = folder_of(config, parent), rows.fingerprint(config.seed)
         check_length(config, rows, tokenizer, parent, config.longest, "k")
-        layout = RowLayout.of(config.policy, config.prefix, task, tokenizer)
+        layout = RowLayout.of(config.policy, config.prefix, rows.task, tokenizer)
         folder.check_fingerprint(fingerprint, config.data.allow_changed, "data.allow_changed=true")
         if ranks.is_first:
             say_skipped(rows, progress)
         with ranks.on_first(folder.locked()), stop.watched(), cpu_threads(config.threads):
-            model = start.build_model(
-                config.model,
-                tokenizer.vocab_size,
-                config.seed,
-                device,
-                ranks,
-                precision=config.precision,
-                recompute=config.train.activation_checkpointing,
-            )
-            if parent.checkpoint is not None:
-                checkpoint.load_weights(parent.checkpoint, model)
+            model = _model(config, parent, tokenizer, device, ranks)
             batches, lengths = open_batches(config, rows, layout, tokenizer, parent, ranks.share)
-            resolved = plain(config)
             start.write_manifest(
                 folder,
-                resolved,
+                plain(config),
                 model,
                 device,
                 ranks,
-                variant=config.variant(parent.pretraining),
-                pretraining=parent.pretraining,
-                parent=parent.name,
-                pretraining_seed=parent.seed,
-                pretraining_visibility=parent.pause_visibility,
-                shift=config.shift,
+                **_about(config, parent),
                 filler=tokenizer.spelling(layout.pause_id),
-                task=task.name,
-                corpus=config.text.name,
-                pretrained_length=parent.length,
                 tokenizer=tokenizer.fingerprint,
                 data_fingerprint=fingerprint,
                 **rows.about(),
@@ -93,16 +85,51 @@ def run(config: FinetuneConfig) -> dict[str, Any]:
                 model,
                 batches,
                 config.train,
-                resolved=resolved,
+                resolved=plain(config),
                 precision=config.precision,
                 device=device,
                 tracking=config.tracking,
-                group=task.name,
+                group=rows.task.name,
                 progress=progress,
                 ranks=ranks,
                 profile=config.profile,
             )
         return progress.done(folder, result)
+
+
+def _model(
+    config: FinetuneConfig, parent: lineage.Parent, tokenizer: Tokenizer, device: torch.device, ranks: Ranks
+) -> Decoder:
+    """The parent's model, or one with random weights."""
+    from pausebench.training import checkpoint
+
+    model = start.build_model(
+        config.model,
+        tokenizer.vocab_size,
+        config.seed,
+        device,
+        ranks,
+        precision=config.precision,
+        recompute=config.train.activation_checkpointing,
+    )
+    if parent.checkpoint is not None:
+        checkpoint.load_weights(parent.checkpoint, model)
+    return model
+
+
+def _about(config: FinetuneConfig, parent: lineage.Parent) -> dict[str, Any]:
+    """What the manifest says of the parent and of the config, beside the config itself."""
+    return {
+        "variant": config.variant(parent.pretraining),
+        "pretraining": parent.pretraining,
+        "parent": parent.name,
+        "pretraining_seed": parent.seed,
+        "pretraining_visibility": parent.pause_visibility,
+        "pretrained_length": parent.length,
+        "shift": config.shift,
+        "task": config.task.name,
+        "corpus": config.text.name,
+    }
 
 
 def folder_of(config: FinetuneConfig, parent: lineage.Parent) -> RunFolder:

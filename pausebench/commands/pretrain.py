@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pausebench import stop
 from pausebench.config.options import plain
 from pausebench.config.training import PretrainConfig
+from pausebench.console import Progress
 from pausebench.data import corpus, shards
 from pausebench.data.corpus import Corpus
 from pausebench.data.shards import PreparedText
@@ -29,7 +30,11 @@ def run(config: PretrainConfig) -> dict[str, Any]:
         fingerprint, _ = open_text(config, open_tokenizer(config.text, config.runs))
         folder.check_fingerprint(fingerprint, config.data.allow_changed, "data.allow_changed=true")
         return progress.already_done(folder, config.profile)
+    return _train(folder, config, progress)
 
+
+def _train(folder: RunFolder, config: PretrainConfig, progress: Progress) -> dict[str, Any]:
+    # torch takes seconds to import, and a run that is done does not need it.
     from pausebench.training.device import choose_device, cpu_threads
     from pausebench.training.parallel import local_device, started
 
@@ -49,17 +54,16 @@ def run(config: PretrainConfig) -> dict[str, Any]:
                 precision=config.precision,
                 recompute=config.train.activation_checkpointing,
             )
-            resolved, corpus_name = plain(config), config.text.name
             start.write_manifest(
                 folder,
-                resolved,
+                plain(config),
                 model,
                 device,
                 ranks,
                 variant=config.variant,
                 pretraining="pause" if config.pause.enabled else "std",
                 parent=None,
-                corpus=corpus_name,
+                corpus=config.text.name,
                 sequence_length=config.sequence_length,
                 tokenizer=tokenizer.fingerprint,
                 data_fingerprint=fingerprint,
@@ -72,11 +76,11 @@ def run(config: PretrainConfig) -> dict[str, Any]:
                 model,
                 batches,
                 config.train,
-                resolved=resolved,
+                resolved=plain(config),
                 precision=config.precision,
                 device=device,
                 tracking=config.tracking,
-                group=corpus_name,
+                group=config.text.name,
                 progress=progress,
                 ranks=ranks,
                 profile=config.profile,

@@ -7,7 +7,7 @@ rubik's cube." The question is the field's usual one: the activity, the finished
 a capital. Texts from WikiHow carry marks in brackets: " [title]" ends a sentence, the others ("[header]", "[step]",
 "[substeps]") go, and so does everything else in brackets. Rows that were cleaned before give the same text.
 
-Training says the right ending. The paper's "F1" of this task is shown as reported; accuracy stands first here. The
+Training says the right ending. The paper's "F1" of this task is shown as reported; accuracy comes first here. The
 labels of the test split are not published: scored on the validation split.
 """
 
