@@ -21,7 +21,7 @@ from pausebench.console import Progress
 from pausebench.data.batch import ALL, Batch, Batches
 from pausebench.data.tokenizer import Tokenizer
 from pausebench.data.vocabulary import open_tokenizer
-from pausebench.model.decoder import Decoder
+from pausebench.model.fast import FastDecoder
 from pausebench.runs.folder import RunFolder
 from pausebench.training import start
 from pausebench.training.parallel import ALONE
@@ -113,7 +113,7 @@ class Setting:
         shared = {name: getattr(self.config, name) for name in names}
         return {**shared, "runs": str(self.scratch), "quiet": True, "tracking": OFF}
 
-    def build(self, config: PretrainConfig | FinetuneConfig) -> Decoder:
+    def build(self, config: PretrainConfig | FinetuneConfig) -> FastDecoder:
         """Our decoder as training builds it, on this bench's device."""
         return start.build_model(config, self.tokenizer, self.device, ALONE).to(self.device)
 
@@ -135,7 +135,7 @@ class OurTraining:
         self,
         setting: Setting,
         config: PretrainConfig | FinetuneConfig,
-        model: Decoder,
+        model: FastDecoder,
         batches: Batches,
         units: float,
         made_together: int = 0,

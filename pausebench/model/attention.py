@@ -8,19 +8,13 @@ Shapes: B rows, T queries, S keys.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from pausebench.config.groups import AttentionKind, PauseVisibility
-from pausebench.model.blockwise import BlockwiseAttention
 from pausebench.pauses import Role
 
 
@@ -107,84 +101,6 @@ class AttentionMask:
         return torch.empty_like(marked).scatter_(1, order, marked.cumsum(1) - marked)
 
 
-class DocumentGroup(NamedTuple):
-    """Documents of like length, each in a row of its own for attention.
-
-    places: int64 [N, L], where a document's tokens stand in the flattened batch; padding repeats the first token. real:
-    bool [N, L]. allowed: as ``AttentionMask.dense`` for these N rows.
-    """
-
-    places: Tensor
-    real: Tensor
-    allowed: Tensor | None
-
-
-class Documents(NamedTuple):
-    """Packed rows taken apart: attention costs what the documents cost, not the square of the row.
-
-    inverse: int64 [B * T], each position's place among the places of all groups in order; padding, which belongs to no
-    document, takes the first.
-    """
-
-    groups: list[DocumentGroup]
-    inverse: Tensor
-
-    def to(self, device: torch.device) -> Documents:
-        groups = [
-            DocumentGroup(*(None if tensor is None else placed(tensor, device) for tensor in group))  # type: ignore[arg-type]
-            for group in self.groups
-        ]
-        return Documents(groups, placed(self.inverse, device))
-
-
-LIKE_LENGTH = 0.7  # documents of a group have at least this share of the longest one's length
-
-
-def take_apart(mask: AttentionMask) -> Documents:
-    """The documents of packed rows; a document number of -1 is padding. Asks for sizes: give it a mask on the CPU."""
-    assert mask.documents is not None
-    rows, length = mask.documents.shape
-    device = mask.documents.device
-    numbers = mask.documents + torch.arange(rows, device=device)[:, None] * (int(mask.documents.max()) + 1)
-    flat = numbers.masked_fill(mask.documents < 0, -1).flatten()
-    order = flat.argsort(stable=True)[int((flat < 0).sum()) :]  # real positions, document by document
-    sizes = torch.unique_consecutive(flat[order], return_counts=True)[1]
-    starts = sizes.cumsum(0) - sizes
-    by_size = sizes.argsort(descending=True, stable=True)
-    groups, taken = [], 0
-    listed = sizes[by_size].tolist()
-    while taken < len(listed):
-        longest = listed[taken]
-        count = sum(size >= LIKE_LENGTH * longest for size in listed[taken:])
-        chosen = by_size[taken : taken + count]
-        t = torch.arange(longest, device=device)
-        real = t < sizes[chosen][:, None]
-        places = order[starts[chosen][:, None] + torch.where(real, t, 0)]
-        roles = readouts = None
-        if mask.roles is not None:
-            roles = mask.roles.flatten()[places].masked_fill(~real, Role.PADDING.value)
-        if mask.readouts is not None:
-            readouts = mask.readouts.flatten()[places] & real
-        alone = AttentionMask(mask.kind, roles, visibility=mask.visibility, readouts=readouts)
-        groups.append(DocumentGroup(places, real, alone.dense()))
-        taken += count
-    inverse = torch.zeros(rows * length, dtype=torch.int64, device=device)
-    real = torch.cat([group.real.flatten() for group in groups])
-    inverse[torch.cat([group.places.flatten() for group in groups])[real]] = real.nonzero()[:, 0]
-    return Documents(groups, inverse)
-
-
-def attend_documents(q: Tensor, k: Tensor, v: Tensor, n_heads: int, documents: Documents) -> Tensor:
-    """``attend`` for packed rows: [B, T, D] each -> [B, T, D]."""
-    shape, flat = q.shape, torch.cat([q, k, v], dim=2).flatten(0, 1)
-    attended = []
-    for group in documents.groups:
-        rows = flat.index_select(0, group.places.flatten()).view(*group.places.shape, 3, -1)
-        q, k, v = rows.unbind(dim=2)
-        attended.append(attend(q, k, v, n_heads, group.allowed).flatten(0, 1))
-    return torch.cat(attended).index_select(0, documents.inverse).view(shape)
-
-
 def decoding_mask(
     kind: AttentionKind, key_roles: Tensor, slots: Tensor, visibility: PauseVisibility = PauseVisibility.all
 ) -> Tensor:
@@ -202,42 +118,6 @@ def decoding_mask(
     return allowed[:, None]
 
 
-BLOCKWISE = ("cpu",)  # devices on which bf16 goes through ``blockwise`` instead of torch's fused kernel
-SMALL_SCORES = 64 * 64  # below this many scores a head, plain products beat the fused kernel on a CPU by half
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, n_heads: int, allowed: Tensor | None) -> Tensor:
-    """Multi-head scaled dot-product attention: [B, T, D], [B, S, D], [B, S, D] -> [B, T, D].
-
-    ``allowed`` is bool, broadcastable to [B, H, T, S]; None is causal, the T queries being the last of the S keys.
-    """
-    B, T, D = q.shape
-    S, H = k.shape[1], n_heads
-    if q.device.type == "cpu" and q.dtype is not torch.bfloat16 and T * S <= SMALL_SCORES:
-        bias = causal_bias(T, S).to(q.dtype)
-        if allowed is not None:
-            bias = hidden_bias(allowed, q.dtype).expand(B, H, T, S).reshape(B * H, T, S)
-        if H > 1:
-            q, k, v = (split_heads(part, H).flatten(0, 1) for part in (q, k, v))
-        scores = torch.baddbmm(bias, q, k.transpose(1, 2), alpha=1 / math.sqrt(D // H))
-        attended: Tensor = torch.bmm(scores.softmax(dim=2), v)
-        return attended if H == 1 else merge_heads(attended.view(B, H, T, -1))
-    if q.device.type in BLOCKWISE and q.dtype is torch.bfloat16 and T > 1:
-        blockwise: Callable[..., Tensor] = BlockwiseAttention.apply
-        return blockwise(q, k, v, H, None if allowed is None else hidden_bias(allowed, q.dtype))
-    q, k, v = (split_heads(part, H) for part in (q, k, v))
-    if allowed is None and T == S:
-        return merge_heads(F.scaled_dot_product_attention(q, k, v, is_causal=True))
-    if allowed is None and T > 1:
-        allowed = causal_bias(T, S).to(q.device) == 0
-    return merge_heads(F.scaled_dot_product_attention(q, k, v, attn_mask=allowed))
-
-
-def hidden_bias(allowed: Tensor, dtype: torch.dtype) -> Tensor:
-    """0 where ``allowed``, -inf elsewhere: what is added to scores."""
-    return torch.zeros_like(allowed, dtype=dtype).masked_fill_(~allowed, -math.inf)
-
-
 def split_heads(x: Tensor, n_heads: int) -> Tensor:
     """[B, T, D] -> [B, H, T, D/H]"""
     return x.view(*x.shape[:2], n_heads, -1).transpose(1, 2)
@@ -246,26 +126,6 @@ def split_heads(x: Tensor, n_heads: int) -> Tensor:
 def merge_heads(x: Tensor) -> Tensor:
     """[B, H, T, D/H] -> [B, T, D]"""
     return x.transpose(1, 2).flatten(2)
-
-
-@lru_cache(maxsize=64)
-def causal_bias(T: int, S: int) -> Tensor:
-    """float32 [T, S]: 0 where the i-th of the last T positions may look, -inf elsewhere."""
-    return torch.full((T, S), -math.inf).triu_(S - T + 1)
-
-
-# ------------------------------
-# Attention under a mask by FlexAttention: one compiled kernel that skips what a mask hides, for CUDA devices.
-
-
-def block_mask(mask: AttentionMask) -> BlockMask:
-    """A mask that hides something beside the future, [B, T, T], in the blocks of the kernel."""
-    shape = mask.roles if mask.roles is not None else mask.documents
-    assert shape is not None
-    B, T = shape.shape
-    create = _compiled(create_block_mask) if shape.is_cuda else create_block_mask
-    made: BlockMask = create(sees(mask), B, None, T, T, device=shape.device)
-    return made
 
 
 def sees(mask: AttentionMask) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
@@ -298,22 +158,6 @@ def sees(mask: AttentionMask) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tens
         return seen
 
     return allowed
-
-
-def attend_flexibly(q: Tensor, k: Tensor, v: Tensor, n_heads: int, mask: BlockMask) -> Tensor:
-    """``attention.attend``: [B, T, D] each -> [B, T, D]."""
-    attention: Any = _compiled(flex_attention) if q.is_cuda else flex_attention
-    out: Tensor = attention(*(split_heads(part, n_heads) for part in (q, k, v)), block_mask=mask)
-    return merge_heads(out)
-
-
-@lru_cache(maxsize=2)
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    return torch.compile(function, dynamic=True)
-
-
-# ------------------------------
-# How tensors get to the device.
 
 
 def placed(tensor: Tensor, device: torch.device) -> Tensor:

@@ -16,8 +16,7 @@ from pausebench.bench.peers import gpt2, litgpt
 from pausebench.bench.peers.gpt2 import Loop
 from pausebench.bench.setting import OurTraining, Setting, as_batches, ready, stepping
 from pausebench.data.batch import Batch
-from pausebench.model.decoder import Decoder
-from pausebench.training.loss import summed_loss
+from pausebench.model.fast import FastDecoder
 
 TARGETS = {"transformers, eager": 4.0, "transformers, compiled": 1.6, "litgpt, compiled": 1.0}
 ROWS = 4
@@ -79,12 +78,12 @@ def run(setting: Setting) -> list[Line]:
 
 
 @torch.no_grad()
-def same_loss(model: Decoder, batch: Batch, theirs: Any) -> dict[str, Any]:
+def same_loss(model: FastDecoder, batch: Batch, theirs: Any) -> dict[str, Any]:
     """Whether both give the first batch the same loss before any step, in float32."""
     device = model.token_embedding.weight.device
     input_ids, labels = batch.input_ids.to(device), batch.labels.to(device)
     return compared(
-        float(summed_loss(model, batch, device) / batch.supervised),
+        float(model.summed_loss(batch) / batch.supervised),
         float(gpt2.causal_loss(theirs, input_ids, labels)),
     )
 
