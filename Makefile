@@ -5,7 +5,7 @@ STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
 
-.PHONY: help demo test check wheel clean
+.PHONY: help demo test check bench wheel clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -26,6 +26,9 @@ check: $(STAMP) ## lint, format, types, import layers
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+bench: $(STAMP) ## speed and memory beside transformers and litgpt, an hour; ARGS="--work pretrain" measures less
+	$(BIN)/python -m tests.benchmarks.compare $(ARGS)
 
 wheel: $(STAMP) ## dist/*.whl, conf/ inside
 	$(BIN)/python -m build --wheel

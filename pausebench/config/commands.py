@@ -10,16 +10,13 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from pausebench.config.arithmetic import resolved_precision
 from pausebench.config.groups import (
     Arithmetic,
-    Compile,
     CorpusConfig,
     DataConfig,
     ModelConfig,
     PauseConfig,
     Placement,
-    Precision,
     TaskConfig,
     TokenizerConfig,
     TrackingConfig,
@@ -228,74 +225,6 @@ class PlanConfig(ReproduceConfig):
         require(valid, f"answer_tokens={self.answer_tokens}", "must be at least 1")
 
 
-BENCH_WORK = ("pretrain", "pauses", "finetune", "decode", "sweep", "memory", "overhead")
-BENCH_PEERS = ("eager", "compiled", "trainer", "litgpt")
-
-
-@dataclass(frozen=True)
-class BenchConfig(TrainingConfig):
-    """Speed and memory beside other libraries."""
-
-    work: Any = option(None, f"what is measured, one or a list of {', '.join(BENCH_WORK)} (none: all)")
-    peers: Any = option(
-        None,
-        "beside whom: eager and compiled (transformers), trainer (its Trainer, eager and compiled), litgpt (none: all)",
-    )
-    batch_size: int | None = option(
-        None, "rows of a step, or decoded together (none: 4 in pretraining, 16 in finetuning, the best when decoding)"
-    )
-    sequence_length: int | None = option(None, "tokens in a pretraining row (none: 512, and 2048 for memory)")
-    k: int = option(10, "pauses in finetuning and decoding")
-    rows: int = option(64, "rows decoded")
-    new_tokens: int | None = option(None, "tokens decoded for every row (none: 64 for gsm8k, 16 for squad)")
-    vocab_size: int = option(50258, "the model's vocabulary, where the tokenizer's is smaller: GPT-2's and <pause>")
-    steps: int = option(2, "optimizer steps of one timing")
-    repeats: int = option(3, "rounds; every side works once in each")
-    precision: Precision = option(Precision.auto, "auto, fp32 or bf16")
-    compile: Compile = option(Compile.on, "torch.compile on our side: on, as long runs have it, or off")
-    seed: int = option(0, "weights and rows")
-    out: str | None = option(
-        None,
-        "the JSON file; a Markdown table is written beside it (none: runs/bench/NAME.json)",
-        identity=Identity.never,
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name, allowed in (("work", BENCH_WORK), ("peers", BENCH_PEERS)):
-            for value in _listed(getattr(self, name)) or []:
-                require(value in allowed, f"{name}={value}", f"allowed are {', '.join(allowed)}")
-        for name in ("batch_size", "rows", "new_tokens", "steps", "repeats"):
-            value = getattr(self, name)
-            require(value is None or value >= 1, f"{name}={value}", "must be at least 1")
-        require(self.k >= 0, f"k={self.k}", "must not be negative")
-        require(0 <= self.seed < 2**31, f"seed={self.seed}", "must be 0 to 2147483647")
-        length, most = self.sequence_length, self.model.max_positions
-        require(
-            2 <= (length or 2) <= most, f"sequence_length={length}", f"must be 2 to {most}, the positions of the model"
-        )
-
-    def resolved(self) -> BenchConfig:
-        """Every open value filled in."""
-        precision = resolved_precision(self.precision, self.model, self.device)
-        return dataclasses.replace(self, tokenizer=self.tokenizer.resolved(), precision=precision)
-
-    @property
-    def work_list(self) -> list[str]:
-        return _listed(self.work) or list(BENCH_WORK)
-
-    @property
-    def peer_list(self) -> list[str]:
-        return _listed(self.peers) or list(BENCH_PEERS)
-
-
-@dataclass(frozen=True)
-class SyncConfig(RunConfig):
-    """Upload offline W&B runs."""
-
-    dry_run: bool = option(False, "list what would be uploaded")
-
-
 @dataclass(frozen=True)
 class ReportConfig(RunConfig):
     """Tables and page from the run folders alone."""
@@ -311,8 +240,6 @@ COMMANDS: dict[str, type[RunConfig]] = {
     "reproduce": ReproduceConfig,
     "report": ReportConfig,
     "plan": PlanConfig,
-    "bench": BenchConfig,
-    "sync": SyncConfig,
     "tasks": TasksConfig,
     "show": ShowConfig,
 }

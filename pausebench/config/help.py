@@ -19,9 +19,7 @@ SUMMARIES = {
     "evaluate": "score a finetuned run with any number M of pauses",
     "reproduce": "plan, run, resume and report a whole study",
     "plan": "what a study would cost: tokens, FLOPs, device time, disk",
-    "bench": "speed and memory beside transformers and litgpt, in one run",
     "report": "tables and a page from the run folders alone",
-    "sync": "upload the W&B runs that were kept offline in the run folders",
     "tasks": "list the tasks: metric, splits, rows, K and steps",
     "show": "print examples of a task as the model sees them",
 }
@@ -58,12 +56,6 @@ EXAMPLES = {
         "pausebench plan result=table1 model=130m gpu=a100 mfu=0.3 seeds=1",
         "pausebench plan result=demo gpu=cpu gpus=2",
     ),
-    "bench": (
-        "pausebench bench",
-        "pausebench bench work=[pretrain,finetune] peers=[eager,trainer] data=files data.root=DIR",
-        "pausebench bench model=tiny vocab_size=2000 steps=1 repeats=1",
-    ),
-    "sync": ("pausebench sync dry_run=true", "pausebench sync runs=runs"),
     "report": ("pausebench report", "pausebench report runs=runs study=demo"),
     "tasks": ("pausebench tasks", "pausebench tasks data.root=DIR"),
     "show": (
@@ -79,9 +71,7 @@ GROUPS = {
     "evaluate": ("tracking",),
     "reproduce": ("result", "model", "data", "corpus", "tokenizer", "tracking"),
     "plan": ("result", "model", "data", "corpus", "tokenizer"),
-    "bench": ("model", "data", "corpus", "tokenizer", "world"),
     "report": (),
-    "sync": (),
     "tasks": (),
     "show": ("task", "model", "data", "corpus", "tokenizer", "world", "pause", "tracking"),
 }

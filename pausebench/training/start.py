@@ -110,7 +110,7 @@ def build_trainer(
     progress: Progress,
     ranks: Ranks,
 ) -> Trainer:
-    """The trainer of a config: what ``train`` runs and ``bench`` times."""
+    """The trainer of a config: what ``train`` runs."""
     from pausebench.training.trainer import Trainer
 
     return Trainer(

@@ -1,24 +1,19 @@
 """Weights & Biases as a view of the run folder: the same numbers, never a reason to stop.
 
-A cell of a study is a W&B run: its group is the study, its job type the stage, its config says which cell it is.
-Offline unless logged in and connected; absent or broken W&B costs one line.
+A cell of a study is a W&B run. Its group is the study, its job type the stage, and its config says which cell it is.
+Invariant: absent, broken or unreachable, W&B costs one line and no run.
 """
 
 from __future__ import annotations
 
 import logging
-import netrc
 import os
 import shutil
-import ssl
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
-from urllib.parse import urlsplit
 
 from pausebench.config.groups import TrackingConfig
 from pausebench.console import Progress
@@ -27,16 +22,16 @@ from pausebench.tasks import TASKS
 
 CELL = ("variant", "task", "k", "mt", "seed", "placement", "filler")
 SCORES = ("value", "stderr", "target_nll", "n")  # of an evaluation, beside all metrics of its task
-LEAST_FREE_BYTES = 10_000_000  # W&B says nothing when its files stop growing; below this it is left out
+LEAST_FREE_BYTES = 10_000_000  # W&B is silent when its files stop growing, so it is dropped below this
 PUBLISHED = "Goyal et al. 2024, Table 1: 1B, mean of 5 seeds"
 
-_said: set[str] = set()  # a sweep's worker trains many cells: what is wrong with W&B is said once
+_said: set[str] = set()  # a sweep trains many cells in one process: what is wrong with W&B is said once
 
 
 class Tracker:
     """Logs rows to W&B, or does nothing.
 
-    ``cell``: its ``CELL`` entries become the W&B run's config, beside the ``resolved`` one; absent ones are None.
+    ``cell``: its ``CELL`` entries are added to the ``resolved`` config of the W&B run; absent ones are None.
     ``published``: the paper's figure for this cell as a fraction, drawn as the constant ``published_value``.
     """
 
@@ -61,12 +56,12 @@ class Tracker:
             self._start = partial(self._begin, config.project, config.group or group, described)
 
     def _begin(self, project: str, group: str, described: dict[str, Any]) -> None:
-        """Open the W&B run, with the first row: its start takes longer than the first steps of a small model."""
+        # Called with the first row, not before training: W&B starts slower than a small model takes its first steps.
         try:
             import wandb
 
             self._check_disk()
-            # In a sweep the agent has chosen the id; elsewhere the same command resumes the same W&B run.
+            # Inside `wandb agent` the agent has chosen the id; elsewhere the same command resumes the same W&B run.
             own_id: dict[str, Any] = {"id": self._folder.name.replace(".", "-"), "resume": "allow"}
             if "WANDB_SWEEP_ID" in os.environ:
                 own_id = {}
@@ -81,9 +76,10 @@ class Tracker:
                 settings=wandb.Settings(console="off", silent=True, init_timeout=30, finish_timeout=60),
                 **own_id,
             )
-            for handler in logging.getLogger("wandb").handlers:  # its debug log; a page of traceback for each line lost
+            # Its debug log would print a page of traceback for each line that a full disk loses.
+            for handler in logging.getLogger("wandb").handlers:
                 handler.handleError = lambda record: None  # type: ignore[method-assign]
-        except Exception as error:  # W&B may fail in any way it likes
+        except Exception as error:  # of any kind: W&B must not stop a run
             self._give_up(error)
 
     def log(self, row: dict[str, Any]) -> None:
@@ -113,15 +109,15 @@ class Tracker:
             raise OSError(f"less than {LEAST_FREE_BYTES // 10**6} MB are free on its disk")
 
     def _mode(self, wandb: Any) -> Any:
+        """WANDB_MODE, or online if W&B finds a login and its server accepts it."""
         if chosen := os.environ.get("WANDB_MODE"):
             return chosen
-        url = server_url(wandb)
-        if not logged_in(url):
+        try:
+            # Without credentials it returns False at once; with them it asks the server, for about ten seconds.
+            return "online" if wandb.login(prompt=False) else "offline"
+        except Exception as error:
+            self._say(f"W&B is kept offline ({_first_line(error)}); docs/tracking.md says how to upload it later.")
             return "offline"
-        if (problem := unreachable(url)) is None:
-            return "online"
-        self._say(f"W&B cannot be reached ({problem}) and is kept offline; pausebench sync uploads it later.")
-        return "offline"
 
     def _give_up(self, error: Exception) -> None:
         self._run = None
@@ -138,8 +134,8 @@ def _first_line(error: Exception) -> str:
 
 
 def reference(cell: dict[str, Any]) -> float | None:
-    """The paper's figure beside a cell; None where the cell is not what Table 1 measured: the tasks' own rows, M = K,
-    `<pause>` tokens, appended, and no control."""
+    """The paper's figure for a cell, as a fraction. None if the cell is not what Table 1 measured."""
+    # Measured there: the tasks' own rows, M = K, `<pause>` tokens, appended, no control.
     as_published = (
         cell.get("data") != "embedded"
         and cell.get("mt") in (None, cell.get("k"))
@@ -157,36 +153,3 @@ def published_value(task: str, variant: str, k: int | None) -> float | None:
         return None
     found = published.lookup("table1", task, TASKS[task].metrics[0], variant, k or None)
     return found.mean if found else None
-
-
-def server_url(wandb: Any) -> str:
-    """The W&B server that the user's settings name."""
-    return str(wandb.setup().settings.base_url)
-
-
-def logged_in(url: str) -> bool:
-    """Whether W&B finds credentials for its server: a key or token in the environment, or ``wandb login``'s netrc."""
-    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
-        return True
-    given = os.environ.get("NETRC")
-    for file in [Path(given).expanduser()] if given else [Path.home() / ".netrc", Path.home() / "_netrc"]:
-        try:
-            known = netrc.netrc(file)
-        except (OSError, netrc.NetrcParseError):
-            continue
-        # W&B's own servers share a key, whichever of their names it was saved under.
-        if any(known.authenticators(host) for host in (urlsplit(url).netloc, "api.wandb.ai")):
-            return True
-    return False
-
-
-def unreachable(url: str) -> str | None:
-    """Why the server does not answer within five seconds; None when it does. W&B itself would try for minutes."""
-    try:
-        with urllib.request.urlopen(url, timeout=5):
-            return None
-    except urllib.error.HTTPError:  # an answer, if no page
-        return None
-    except OSError as error:
-        reason = getattr(error, "reason", error)
-        return None if isinstance(reason, ssl.SSLError) else str(reason)  # W&B brings certificates of its own

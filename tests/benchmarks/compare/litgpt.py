@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from pausebench.bench.contest import reason
 from pausebench.config.groups import ModelConfig
+from tests.benchmarks.compare.contest import reason
 
 INSTALL = "see docs/benchmarks.md: pip install --no-deps litgpt lightning, into a folder on PYTHONPATH"
 

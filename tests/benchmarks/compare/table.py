@@ -1,15 +1,11 @@
-"""The lines of a bench as a table on the terminal and in Markdown."""
+"""What was measured, as a Markdown table."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from rich.table import Table
-
 COLUMNS = ("work", "beside", "unit", "ours", "theirs", "ratio", "MFU", "target", "")
-RIGHT = ("ours", "theirs", "ratio", "MFU", "target")
-WIDTH = 100  # of a table that goes into a file
 
 
 def cells(line: dict[str, Any]) -> list[str]:
@@ -35,17 +31,8 @@ def described(lines: Sequence[dict[str, Any]]) -> list[str]:
     return list(dict.fromkeys([*what, *(f"{line['peer']}: {line['note']}" for line in lines if "note" in line)]))
 
 
-def terminal(lines: Sequence[dict[str, Any]]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
-    for name in COLUMNS:
-        table.add_column(name, justify="right" if name in RIGHT else "left")
-    for line in lines:
-        table.add_row(*cells(line))
-    return table
-
-
 def markdown(found: dict[str, Any]) -> str:
-    """The whole bench: where and how it was measured, its table, and what was left out."""
+    """Where and how it was measured, the table, and what was left out."""
     rows = [list(COLUMNS), ["---"] * len(COLUMNS), *(cells(line) for line in found["lines"])]
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     remarks = "\n".join(f"- {line}" for line in [*described(found["lines"]), *found["notes"]])

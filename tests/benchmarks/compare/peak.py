@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import torch
 
-from pausebench.bench.contest import seconds
 from pausebench.config.groups import ModelConfig
 from pausebench.training.device import PEAK_FLOPS
+from tests.benchmarks.compare.contest import seconds
 
 SECONDS_A_SHAPE = 0.5
 ROUNDS = 5

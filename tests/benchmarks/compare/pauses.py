@@ -5,16 +5,16 @@ Making the batches counts, for it is there that pauses are injected.
 
 from __future__ import annotations
 
-from pausebench.bench.contest import OURS, Line, alternate
-from pausebench.bench.setting import OurTraining, Setting
-from pausebench.bench.workloads.pretrain import ROWS
 from pausebench.data.batches import BLOCK_TOKENS
+from tests.benchmarks.compare.contest import OURS, Line, alternate
+from tests.benchmarks.compare.pretrain import ROWS
+from tests.benchmarks.compare.setting import OurTraining, Setting
 
 TARGET = 0.99
 
 
 def run(setting: Setting) -> list[Line]:
-    given = setting.config
+    given = setting.options
     rows, length = given.batch_size or ROWS, given.sequence_length or 512
     contenders = []
     for name, pauses in ((OURS, True), ("pause=off", False)):

@@ -1,7 +1,8 @@
-"""What every workload of a bench needs: the options, the device, text and tokenizer, and our own side."""
+"""What every workload needs: the options, the device, text and tokenizer, and our own side."""
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -11,12 +12,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
-from pausebench.bench.contest import OURS, Contender, seconds
 from pausebench.commands.pretrain import open_batches, open_text
-from pausebench.config.commands import BenchConfig
-from pausebench.config.groups import AttentionKind, PauseConfig, Precision, TaskConfig, TrackingConfig, TrainConfig
-from pausebench.config.training import FinetuneConfig, PretrainConfig
+from pausebench.config.arithmetic import resolved_precision
+from pausebench.config.groups import (
+    AttentionKind,
+    Compile,
+    CorpusConfig,
+    DataConfig,
+    ModelConfig,
+    PauseConfig,
+    Precision,
+    Source,
+    TaskConfig,
+    TokenizerConfig,
+    TokenizerKind,
+    TrackingConfig,
+    TrainConfig,
+    WorldConfig,
+)
+from pausebench.config.help import conf_dir
+from pausebench.config.training import FinetuneConfig, PretrainConfig, TextConfig
 from pausebench.console import Progress
 from pausebench.data.batch import ALL, Batch, Batches
 from pausebench.data.tokenizer import Tokenizer
@@ -26,8 +43,39 @@ from pausebench.runs.folder import RunFolder
 from pausebench.training import start
 from pausebench.training.parallel import ALONE
 from pausebench.training.tracking import Tracker
+from tests.benchmarks.compare.contest import OURS, Contender, seconds
 
 OFF = TrackingConfig(enabled=False)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What was typed. data: a folder of local files, None for generated English. None elsewhere: the workload's own."""
+
+    model: str = "130m"
+    data: str | None = None
+    tokenizer: str | None = None
+    vocab_size: int = 50258
+    work: Sequence[str] = ()
+    peers: Sequence[str] = ()
+    batch_size: int | None = None
+    sequence_length: int | None = None
+    k: int = 10
+    rows: int = 64
+    new_tokens: int | None = None
+    steps: int = 2
+    repeats: int = 3
+    precision: str = "auto"
+    compile: str = "on"
+    seed: int = 0
+    device: str = "auto"
+    threads: int | None = None
+
+
+def group(kind: str, name: str) -> dict[str, Any]:
+    """The values of a file in conf/, with or without the group's own name around them."""
+    found: dict[str, Any] = yaml.safe_load(Path(conf_dir(), kind, f"{name}.yaml").read_text())
+    return found.get(kind, found)
 
 
 class Widened(Tokenizer):
@@ -50,24 +98,31 @@ class Widened(Tokenizer):
 
 @dataclass
 class Setting:
-    """One bench: ``scratch`` is a folder for run folders that nobody keeps, ``notes`` what was left out and why."""
+    """One comparison: ``scratch`` holds run folders that nobody keeps, ``notes`` what was left out and why."""
 
-    config: BenchConfig
+    options: Options
     device: torch.device
     scratch: Path
-    progress: Progress
     notes: list[str] = field(default_factory=list)
     _folders: count[int] = field(default_factory=count)
 
     @cached_property
+    def model(self) -> ModelConfig:
+        return ModelConfig(**group("model", self.options.model))
+
+    @cached_property
+    def precision(self) -> Precision:
+        return resolved_precision(Precision(self.options.precision), self.model, self.options.device)
+
+    @cached_property
     def tokenizer(self) -> Tokenizer:
-        inner = open_tokenizer(self.config)
-        wanted = self.config.vocab_size
+        inner = open_tokenizer(TextConfig(runs=str(self.scratch), **self._text()))
+        wanted = self.options.vocab_size
         return inner if inner.vocab_size >= wanted else Widened(inner, wanted)
 
     @property
     def bf16(self) -> bool:
-        return self.config.precision is Precision.bf16
+        return self.precision is Precision.bf16
 
     @property
     def dtype(self) -> torch.dtype:
@@ -76,50 +131,62 @@ class Setting:
     def note(self, line: str) -> None:
         """Say and keep why a comparison is missing."""
         self.notes.append(line)
-        self.progress.say(line)
+        print(line, flush=True)
 
     def pretraining(self, length: int, rows: int, pauses: bool = False) -> PretrainConfig:
         """The pretrain config of these options."""
-        given = self.config
         return PretrainConfig(
-            **self._shared(),
-            pause=PauseConfig(enabled=pauses),
-            sequence_length=length,
-            train=TrainConfig(steps=100_000, batch_size=rows, lr=1e-4, compile=given.compile),
-            seed=given.seed,
-            precision=given.precision,
+            **self._shared(rows), pause=PauseConfig(enabled=pauses), sequence_length=length
         ).resolved()
 
     def finetuning(self, task: str, examples: int) -> FinetuneConfig:
         """The finetune config of these options: K pauses behind a causal prefix, which a plain GPT-2 can do as well."""
-        given = self.config
         return FinetuneConfig(
-            **self._shared(),
+            **self._shared(examples),
             task=TaskConfig(name=task),
-            k=given.k,
+            k=self.options.k,
             prefix=AttentionKind.causal,
             init="random",
-            train=TrainConfig(steps=100_000, batch_size=examples, lr=1e-4, compile=given.compile),
-            seed=given.seed,
-            precision=given.precision,
         ).resolved()
 
     def text(self, config: PretrainConfig) -> Batches:
         """The pretraining rows of a config."""
         return open_batches(config, open_text(config, self.tokenizer)[1], self.tokenizer, ALL)
 
-    def _shared(self) -> dict[str, Any]:
-        names = ("device", "threads", "data", "corpus", "world", "tokenizer", "model")
-        shared = {name: getattr(self.config, name) for name in names}
-        return {**shared, "runs": str(self.scratch), "quiet": True, "tracking": OFF}
+    def _text(self) -> dict[str, Any]:
+        source = Source.embedded if self.options.data is None else Source.files
+        kind = self.options.tokenizer or ("bpe" if self.options.data is None else "gpt2")
+        return {
+            "data": DataConfig(source=source, root=self.options.data),
+            "corpus": CorpusConfig(**group("corpus", "c4")),
+            "world": WorldConfig(**group("world", "english")),
+            "tokenizer": TokenizerConfig(kind=TokenizerKind(kind)).resolved(),
+        }
+
+    def _shared(self, batch_size: int) -> dict[str, Any]:
+        given = self.options
+        # Far more steps than are ever taken: the learning rate's schedule must not end within a measurement.
+        train = TrainConfig(steps=100_000, batch_size=batch_size, lr=1e-4, compile=Compile(given.compile))
+        return {
+            **self._text(),
+            "model": self.model,
+            "train": train,
+            "seed": given.seed,
+            "precision": self.precision,
+            "device": given.device,
+            "threads": given.threads,
+            "runs": str(self.scratch),
+            "quiet": True,
+            "tracking": OFF,
+        }
 
     def build(self, config: PretrainConfig | FinetuneConfig) -> FastDecoder:
-        """Our decoder as training builds it, on this bench's device."""
+        """Our decoder as training builds it, on this device."""
         return start.build_model(config, self.tokenizer, self.device, ALONE).to(self.device)
 
     def folder(self, command: str) -> RunFolder:
-        """A new run folder in ``scratch``."""
-        folder = RunFolder(self.scratch, command, f"bench{next(self._folders)}")
+        """A new run folder in ``scratch``; the process is in its name, since `memory` has two at work in one place."""
+        folder = RunFolder(self.scratch, command, f"compare{os.getpid()}-{next(self._folders)}")
         folder.create()
         return folder
 
@@ -144,8 +211,8 @@ class OurTraining:
         began = time.perf_counter()
         batches.batch(1)
         self._making = (time.perf_counter() - began) / made_together if made_together else 0.0
-        folder, progress = setting.folder("bench"), Progress("bench", config.train.steps, quiet=True)
-        tracker = Tracker(OFF, folder.path, "bench", {}, {}, progress)
+        folder, progress = setting.folder("pretrain"), Progress("compare", config.train.steps, quiet=True)
+        tracker = Tracker(OFF, folder.path, "compare", {}, {}, progress)
         self._trainer = start.build_trainer(folder, config, model, batches, setting.device, tracker, progress, ALONE)
 
     def steps(self, count: int) -> None:
@@ -155,7 +222,7 @@ class OurTraining:
             self._trainer.optimize(self.step, batch, batch.supervised)
 
     def contender(self, name: str = OURS, warm_up: int = 1) -> Contender:
-        given, count = self.setting, self.setting.config.steps
+        given, count = self.setting, self.setting.options.steps
 
         def timed() -> float:
             spent = seconds(lambda: self.steps(count), given.device) + count * self._making
@@ -173,7 +240,7 @@ def stepping(
     close: Callable[[], object] = lambda: None,
 ) -> Contender:
     """A peer that takes optimizer steps of ``units`` of work each."""
-    count = setting.config.steps
+    count = setting.options.steps
 
     def timed() -> float:
         return count * units / seconds(lambda: steps(count), setting.device)

@@ -7,16 +7,10 @@ and bad losses, logs, validates and checkpoints.
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
 import torch
 import torch.nn.functional as F
-import yaml
 from torch import Tensor
 
-from pausebench.bench.contest import OURS, Contender, Line, alternate, seconds
-from pausebench.bench.setting import OFF, Setting
 from pausebench.config.groups import (
     AttentionKind,
     ModelConfig,
@@ -27,7 +21,6 @@ from pausebench.config.groups import (
     TrainConfig,
     WorldConfig,
 )
-from pausebench.config.help import conf_dir
 from pausebench.config.training import FinetuneConfig
 from pausebench.console import Progress
 from pausebench.data.batch import Batches
@@ -39,20 +32,22 @@ from pausebench.training.device import cpu_threads
 from pausebench.training.parallel import ALONE
 from pausebench.training.tracking import Tracker
 from pausebench.worlds.counting import build_world
+from tests.benchmarks.compare.contest import OURS, Contender, Line, alternate, seconds
+from tests.benchmarks.compare.setting import OFF, Setting, group
 
 TARGET = 0.9
 PEER = "bare torch loop"
-STEPS_EACH = 350  # `steps=2`, the default, is then as long as the demo's runs
+STEPS_EACH = 350  # `--steps 2`, the default, is then as long as the demo's runs
 CPU = torch.device("cpu")
 
 
-def run(setting: Setting) -> list[Line]:
-    steps = STEPS_EACH * setting.config.steps
+def run(setting: Setting, steps_each: int = STEPS_EACH) -> list[Line]:
+    steps = steps_each * setting.options.steps
     config = FinetuneConfig(
         runs=str(setting.scratch),
         task=TaskConfig(name="parity"),
-        model=ModelConfig(**_yaml("model/mini.yaml")),
-        world=WorldConfig(**_yaml("world/count20.yaml")["world"]),
+        model=ModelConfig(**group("model", "mini")),
+        world=WorldConfig(**group("world", "count20")),
         tokenizer=TokenizerConfig(kind=TokenizerKind.words),
         prefix=AttentionKind.causal,
         k=8,
@@ -70,7 +65,7 @@ def run(setting: Setting) -> list[Line]:
             for batch in rows:
                 hidden = model(batch.input_ids, last=1)[:, 0]
                 loss: Tensor = F.cross_entropy(model.logits(hidden), batch.labels[:, -1])
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
                 torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
                 optimizer.step()
                 optimizer.zero_grad()
@@ -79,14 +74,14 @@ def run(setting: Setting) -> list[Line]:
 
     def ours() -> float:
         model, batches = _made(config)
-        folder, progress = setting.folder("finetune"), Progress("bench", steps, quiet=True)
-        tracker = Tracker(OFF, folder.path, "bench", {}, {}, progress)
+        folder, progress = setting.folder("finetune"), Progress("compare", steps, quiet=True)
+        tracker = Tracker(OFF, folder.path, "compare", {}, {}, progress)
         trainer = start.build_trainer(folder, config, model, batches, CPU, tracker, progress, ALONE)
         return steps / seconds(trainer.train, CPU)
 
     contenders = [Contender(name, work, work) for name, work in ((OURS, ours), (PEER, bare))]
     with cpu_threads(1):
-        rates = alternate(contenders, setting.config.repeats, setting.note)
+        rates = alternate(contenders, setting.options.repeats, setting.note)
     what = f"mini on parity, {steps} steps with logs and checkpoints, one thread"
     return [Line("overhead", what, PEER, "steps/s", rates[OURS], rates[PEER], TARGET)]
 
@@ -95,8 +90,3 @@ def _made(config: FinetuneConfig) -> tuple[FastDecoder, Batches]:
     tokenizer = build_world(config.world).tokenizer
     batches = generated_batches(config, RowLayout.of(config.policy, config.prefix, TASKS["parity"], tokenizer))
     return start.build_model(config, tokenizer, CPU, ALONE), batches
-
-
-def _yaml(name: str) -> dict[str, Any]:
-    found: dict[str, Any] = yaml.safe_load(Path(conf_dir(), name).read_text())
-    return found

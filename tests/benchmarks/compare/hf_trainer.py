@@ -76,7 +76,7 @@ class SteppedTrainer:
         self._closing = threading.Event()
         asked, taken, closing = self._asked, self._taken, self._closing
 
-        class Gate(transformers.TrainerCallback):  # type: ignore[misc]
+        class Gate(transformers.TrainerCallback):
             def on_step_begin(self, *given: Any, **more: Any) -> None:
                 if not asked.get() or closing.is_set():
                     raise _Closed

@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
-from pausebench.bench.contest import OURS, Contender, Line, alternate
-from pausebench.bench.peers import gpt2, litgpt
-from pausebench.bench.peers.gpt2 import Loop
-from pausebench.bench.setting import OurTraining, Setting, as_batches, ready, stepping
 from pausebench.data.batch import Batch
 from pausebench.model.fast import FastDecoder
+from tests.benchmarks.compare import gpt2, litgpt
+from tests.benchmarks.compare.contest import OURS, Contender, Line, alternate
+from tests.benchmarks.compare.gpt2 import Loop
+from tests.benchmarks.compare.setting import OurTraining, Setting, as_batches, ready, stepping
 
 TARGETS = {"transformers, eager": 4.0, "transformers, compiled": 1.6, "litgpt, compiled": 1.0}
 ROWS = 4
@@ -25,7 +25,7 @@ SAME = 1e-4  # relative difference of two float32 losses that are the same mathe
 
 
 def run(setting: Setting) -> list[Line]:
-    given = setting.config
+    given = setting.options
     rows, length = given.batch_size or ROWS, given.sequence_length or 512
     config = setting.pretraining(length, rows)
     model = setting.build(config)
@@ -38,16 +38,16 @@ def run(setting: Setting) -> list[Line]:
     else:
         same = same_loss(model, batches[0], gpt2.gpt2_of(model))
         for name, compiled in (("eager", False), ("compiled", True)):
-            if name in given.peer_list:
+            if name in given.peers:
                 called = f"transformers, {name}"
                 loop = Loop(gpt2.gpt2_of(model), gpt2.causal_loss, bf16=setting.bf16, compiled=compiled)
                 contenders.append(_contender(called, loop, batches, tokens, setting))
                 checks[called] = same
-    if "litgpt" in given.peer_list:
+    if "litgpt" in given.peers:
         if absent := litgpt.missing():
             setting.note(f"pretrain: {absent}")
         else:
-            theirs = litgpt.build(given.model, setting.tokenizer.vocab_size, length).to(setting.device)
+            theirs = litgpt.build(setting.model, setting.tokenizer.vocab_size, length).to(setting.device)
             called = "litgpt, compiled"
             loop = Loop(theirs, litgpt.loss_of, bf16=setting.bf16, compiled=True)
             contenders.append(_contender(called, loop, batches, tokens, setting))

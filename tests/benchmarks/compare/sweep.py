@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from pausebench.bench.contest import OURS, Contender, Line, alternate, seconds
-from pausebench.bench.setting import Setting
 from pausebench.commands.finetune import length_limit
 from pausebench.data.batches import RowLayout
 from pausebench.data.task_rows import DatasetRows, open_task
 from pausebench.evaluation.evaluator import Evaluator
 from pausebench.runs import lineage
 from pausebench.tasks import TASKS
+from tests.benchmarks.compare.contest import OURS, Contender, Line, alternate, seconds
+from tests.benchmarks.compare.setting import Setting
 
 TARGET = 2.5
 COUNTS = (0, 2, 5, 8, 10, 15, 20)
@@ -21,7 +21,7 @@ NEW_TOKENS = 8
 
 
 def run(setting: Setting) -> list[Line]:
-    given = setting.config
+    given = setting.options
     config = setting.finetuning("squad", 1)
     rows, layout = open_task(config), RowLayout.of(config.policy, config.prefix, TASKS["squad"], setting.tokenizer)
     assert isinstance(rows, DatasetRows)
@@ -52,7 +52,7 @@ def run(setting: Setting) -> list[Line]:
         Contender(
             name,
             lambda: evaluator().evaluate(layout, COUNTS[1]),
-            lambda work=work: answers / seconds(work, setting.device),  # type: ignore[misc]
+            lambda work=work: answers / seconds(work, setting.device),
         )
         for name, work in ((OURS, together), (PEER, one_by_one))
     ]

@@ -18,15 +18,12 @@ from pathlib import Path
 
 import torch
 
-from pausebench.bench.contest import Line
-from pausebench.bench.peers import gpt2
-from pausebench.bench.peers.gpt2 import Loop
-from pausebench.bench.setting import OurTraining, Setting, as_batches, ready
-from pausebench.config.commands import BenchConfig
-from pausebench.config.groups import Compile
-from pausebench.console import Progress
 from pausebench.errors import RunFailed
 from pausebench.training.device import choose_device, cpu_threads
+from tests.benchmarks.compare import gpt2
+from tests.benchmarks.compare.contest import Line
+from tests.benchmarks.compare.gpt2 import Loop
+from tests.benchmarks.compare.setting import Options, OurTraining, Setting, as_batches, ready
 
 TARGET = 0.5
 ROWS, LENGTH = 4, 2048
@@ -37,7 +34,7 @@ def run(setting: Setting) -> list[Line]:
     if absent := gpt2.missing("transformers"):
         setting.note(f"memory: {absent}")
         return []
-    if "eager" not in setting.config.peer_list:
+    if "eager" not in setting.options.peers:
         return []
     used: dict[bool, list[float]] = {True: [], False: []}
     for ours in used:
@@ -47,20 +44,21 @@ def run(setting: Setting) -> list[Line]:
             setting.note(f"memory: the process of {who} was killed: it did not fit into this machine's memory")
             return []
         used[ours].append(found / 2**30)
-    rows, length = _shape(setting.config)
+    rows, length = _shape(setting)
     what = f"step of {rows} x {length} tokens, vocabulary {setting.tokenizer.vocab_size:,}"
     return [Line("memory", what, PEER, "GiB", used[True], used[False], TARGET, lower=True)]
 
 
-def _shape(config: BenchConfig) -> tuple[int, int]:
-    return config.batch_size or ROWS, config.sequence_length or min(LENGTH, config.model.max_positions)
+def _shape(setting: Setting) -> tuple[int, int]:
+    given = setting.options
+    return given.batch_size or ROWS, given.sequence_length or min(LENGTH, setting.model.max_positions)
 
 
 def _measured(setting: Setting, ours: bool) -> float | None:
     """Bytes at the peak of one side's steps; None where its process died."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    child = context.Process(target=_child, args=(sender, setting.config, setting.scratch, ours), daemon=True)
+    child = context.Process(target=_child, args=(sender, setting.options, setting.scratch, ours), daemon=True)
     child.start()
     sender.close()
     try:
@@ -69,24 +67,22 @@ def _measured(setting: Setting, ours: bool) -> float | None:
     except EOFError:
         child.join()
         if child.exitcode != -signal.SIGKILL:  # what the kernel sends where memory ends
-            raise RunFailed("memory: a process ended without a result; its error stands above.") from None
+            raise RunFailed("memory: a process ended without a result; its error is above.") from None
         return None
     finally:
         child.join()
 
 
-def _child(sender: Connection, config: BenchConfig, scratch: Path, ours: bool) -> None:
+def _child(sender: Connection, options: Options, scratch: Path, ours: bool) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    device = choose_device(config.device)
-    setting = Setting(
-        replace(config, quiet=True, compile=Compile.off), device, scratch, Progress("bench", 0, quiet=True)
-    )
-    with cpu_threads(config.threads):
+    # The compiler's own memory is no part of a step's.
+    setting = Setting(replace(options, compile="off"), choose_device(options.device), scratch)
+    with cpu_threads(options.threads):
         sender.send(_steps(setting, ours))
 
 
 def _end_with_parent() -> None:
-    """A bench that is killed leaves no process behind that holds gigabytes."""
+    """A comparison that is killed leaves no process behind that holds gigabytes."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
@@ -94,7 +90,7 @@ def _end_with_parent() -> None:
 
 
 def _steps(setting: Setting, ours: bool) -> float:
-    rows, length = _shape(setting.config)
+    rows, length = _shape(setting)
     made = setting.pretraining(length, rows)
     [batch] = ready(setting.text(made), 1)
     if not ours:

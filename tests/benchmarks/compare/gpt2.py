@@ -98,7 +98,7 @@ class Loop:
         """One optimizer step on rows that are on the model's device."""
         with torch.autocast(input_ids.device.type, torch.bfloat16, enabled=self._bf16):
             loss = self._loss_of(self._forward, input_ids, labels)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(self._model.parameters(), 1.0)
         self._optimizer.step()
         self._optimizer.zero_grad()

@@ -12,9 +12,6 @@ from typing import Any
 
 import torch
 
-from pausebench.bench.contest import OURS, Contender, Line, alternate, seconds
-from pausebench.bench.peers import gpt2
-from pausebench.bench.setting import Setting
 from pausebench.commands.finetune import length_limit
 from pausebench.config.groups import AttentionKind
 from pausebench.data.batches import EncodedExamples, RowLayout
@@ -25,6 +22,9 @@ from pausebench.model.fast import FastDecoder
 from pausebench.model.flops import inference_flops
 from pausebench.runs import lineage
 from pausebench.tasks import TASKS
+from tests.benchmarks.compare import gpt2
+from tests.benchmarks.compare.contest import OURS, Contender, Line, alternate, seconds
+from tests.benchmarks.compare.setting import Setting
 
 TARGET = 2.5
 BATCH_SIZES = (8, 32, 128)
@@ -38,13 +38,13 @@ def run(setting: Setting) -> list[Line]:
     if absent := gpt2.missing("transformers"):
         setting.note(f"decode: {absent}")
         return []
-    if "eager" not in setting.config.peer_list:
+    if "eager" not in setting.options.peers:
         return []
     return [line for task in NEW_TOKENS for line in _task(setting, task)]
 
 
 def _task(setting: Setting, task: str) -> list[Line]:
-    given, new_tokens = setting.config, setting.config.new_tokens or NEW_TOKENS[task]
+    given, new_tokens = setting.options, setting.options.new_tokens or NEW_TOKENS[task]
     config = setting.finetuning(task, 1)
     rows, layout = open_task(config), RowLayout.of(config.policy, config.prefix, TASKS[task], setting.tokenizer)
     assert isinstance(rows, DatasetRows)
@@ -69,7 +69,7 @@ def _task(setting: Setting, task: str) -> list[Line]:
     pairs = list(zip(*(chain.from_iterable(decode(compared)) for decode in sides.values()), strict=True))
     mean = sum(map(len, prefixes)) / len(prefixes)
     flops = inference_flops(
-        given.model,
+        setting.model,
         setting.tokenizer.vocab_size,
         mean + given.k,
         new_tokens,
@@ -144,7 +144,7 @@ def _best_size(decode: Decode, prefixes: Sequence[Tokens], given: int | None, se
     if len(sizes) == 1:
         return sizes[0]
     decode(prefixes[: sizes[0]])
-    spent = {size: seconds(lambda size=size: _in_batches(decode, prefixes, size), setting.device) for size in sizes}  # type: ignore[misc]
+    spent = {size: seconds(lambda size=size: _in_batches(decode, prefixes, size), setting.device) for size in sizes}
     return min(spent, key=spent.__getitem__)
 
 

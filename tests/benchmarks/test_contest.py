@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from pausebench.bench import table
-from pausebench.bench.contest import OURS, Contender, Line, alternate
-from pausebench.bench.setting import Widened
 from pausebench.data.tokenizer import ByteTokenizer
 from pausebench.model.decoder import Decoder
+from tests.benchmarks.compare import table
+from tests.benchmarks.compare.contest import OURS, Contender, Line, alternate
+from tests.benchmarks.compare.setting import Widened
 
 LINE = Line("pretrain", "a step", "peer", "tokens/s", [2.0, 9.0, 4.0], [1.0, 3.0, 4.0], 1.5)
 
@@ -83,12 +83,9 @@ def test_a_widened_vocabulary_has_the_same_text_and_its_own_last_ids() -> None:
     assert wide.decode([*ids, 700, wide.end_id]) == "text"
 
 
-# Peers
-
-
 def test_gpt2_with_our_weights_has_our_logits(make_decoder: Callable[..., Decoder]) -> None:
     pytest.importorskip("transformers")
-    from pausebench.bench.peers.gpt2 import gpt2_of
+    from tests.benchmarks.compare.gpt2 import gpt2_of
 
     model, generator = make_decoder(16), torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -103,7 +100,7 @@ def test_gpt2_with_our_weights_has_our_logits(make_decoder: Callable[..., Decode
 
 
 def test_a_padded_batch_has_no_labels_on_padding_and_shows_it_to_nobody() -> None:
-    from pausebench.bench.peers.hf_trainer import padded
+    from tests.benchmarks.compare.hf_trainer import padded
 
     rows = [{"input_ids": [1, 2, 3], "labels": [-100, 2, 3]}, {"input_ids": [4], "labels": [4]}]
     batch = padded(rows, pad_id=9)
@@ -117,8 +114,8 @@ def test_the_stepped_trainer_takes_as_many_steps_as_asked_and_ends(
 ) -> None:
     pytest.importorskip("accelerate")
     pytest.importorskip("transformers")
-    from pausebench.bench.peers.gpt2 import gpt2_of
-    from pausebench.bench.peers.hf_trainer import SteppedTrainer
+    from tests.benchmarks.compare.gpt2 import gpt2_of
+    from tests.benchmarks.compare.hf_trainer import SteppedTrainer
 
     model = gpt2_of(make_decoder(16))
     rows = [{"input_ids": [1, 2, 3], "labels": [1, 2, 3]}] * 12
@@ -140,8 +137,8 @@ def test_the_stepped_trainer_takes_as_many_steps_as_asked_and_ends(
 def test_a_trainer_that_breaks_tells_who_asked(make_decoder: Callable[..., Decoder], tmp_path: Path) -> None:
     pytest.importorskip("accelerate")
     pytest.importorskip("transformers")
-    from pausebench.bench.peers.gpt2 import gpt2_of
-    from pausebench.bench.peers.hf_trainer import SteppedTrainer
+    from tests.benchmarks.compare.gpt2 import gpt2_of
+    from tests.benchmarks.compare.hf_trainer import SteppedTrainer
 
     rows = [{"input_ids": [1, 99], "labels": [1, 99]}] * 4  # 99 is no token
     trainer = SteppedTrainer(

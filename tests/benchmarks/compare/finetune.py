@@ -11,11 +11,6 @@ from typing import Any
 
 import torch
 
-from pausebench.bench.contest import OURS, Line, alternate
-from pausebench.bench.peers import gpt2
-from pausebench.bench.peers.hf_trainer import Row, SteppedTrainer, padded
-from pausebench.bench.setting import OurTraining, Setting, stepping
-from pausebench.bench.workloads.pretrain import compared
 from pausebench.commands.finetune import length_limit
 from pausebench.config.groups import AttentionKind
 from pausebench.data.batch import Batch
@@ -27,6 +22,11 @@ from pausebench.model.flops import finetuning_flops
 from pausebench.pauses import IGNORE_INDEX
 from pausebench.runs import lineage
 from pausebench.tasks import TASKS
+from tests.benchmarks.compare import gpt2
+from tests.benchmarks.compare.contest import OURS, Line, alternate
+from tests.benchmarks.compare.hf_trainer import Row, SteppedTrainer, padded
+from tests.benchmarks.compare.pretrain import compared
+from tests.benchmarks.compare.setting import OurTraining, Setting, stepping
 
 TARGETS = {"transformers Trainer, eager": 5.0, "transformers Trainer, compiled": 2.5}
 EXAMPLES = 16
@@ -36,7 +36,7 @@ FIRST = max(WARM_UP.values())  # batches before the first timed one; who warms u
 
 
 def run(setting: Setting) -> list[Line]:
-    given = setting.config
+    given = setting.options
     size = given.batch_size or EXAMPLES
     config = setting.finetuning("squad", size)
     rows, layout = open_task(config), RowLayout.of(config.policy, config.prefix, TASKS["squad"], setting.tokenizer)
@@ -53,8 +53,8 @@ def run(setting: Setting) -> list[Line]:
     model = setting.build(config)
     checks = same_loss(model, batches.batch(1), gpt2.gpt2_of(model), theirs[:size], setting.tokenizer.end_id)
     contenders = []
-    if "trainer" in given.peer_list:
-        for name in [name for name in WARM_UP if name in given.peer_list]:
+    if "trainer" in given.peers:
+        for name in [name for name in WARM_UP if name in given.peers]:
             trainer = SteppedTrainer(
                 gpt2.gpt2_of(model),
                 theirs[(FIRST - WARM_UP[name]) * size :],
@@ -74,7 +74,7 @@ def run(setting: Setting) -> list[Line]:
     rates = alternate([ours.contender(warm_up=OUR_WARM_UP), *contenders], given.repeats, setting.note)
     prefix, answer = (sum(len(pair[side]) for pair in fitting) / len(fitting) for side in (0, 1))
     flops = finetuning_flops(
-        given.model, setting.tokenizer.vocab_size, prefix + given.k, answer, AttentionKind.causal, len(layout.cue)
+        setting.model, setting.tokenizer.vocab_size, prefix + given.k, answer, AttentionKind.causal, len(layout.cue)
     )
     mean = prefix + given.k + len(layout.cue) + answer
     return [

@@ -1,1 +1,0 @@
-"""The comparisons of ``pausebench bench``: ours beside other libraries, alternating in one run."""
