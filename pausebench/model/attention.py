@@ -1,4 +1,7 @@
-"""Who may attend to whom: every mask of the project behind one class.
+"""Who may attend to whom: one predicate, ``sees``, from which every form of a mask is made.
+
+Dense masks compare all positions at once, FlexAttention asks for one pair at a time, and decoding compares new tokens
+with what a cache holds. A new kind of attention is one more case in ``sees``.
 
 Invariant: a position always sees itself, and no position of a target is ever seen by an earlier position. A visibility
 other than ``all`` takes pauses away from what the kind allows and adds nothing.
@@ -10,12 +13,53 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from pausebench.config.groups import AttentionKind, PauseVisibility
 from pausebench.pauses import Role
+
+
+class Places(NamedTuple):
+    """Positions of rows. Those of queries and of keys broadcast against each other.
+
+    place: int64, where in the row. role: int8 of ``Role``; None where nobody asks for it. document: int64; None
+    where a row is one document. readout: bool, and run: int64, the number of read-outs of the document before it;
+    None where no position is the read-out.
+    """
+
+    place: Tensor
+    role: Tensor | None = None
+    document: Tensor | None = None
+    readout: Tensor | None = None
+    run: Tensor | None = None
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Places:
+        place, *others = self
+        return Places(change(place), *(None if part is None else change(part) for part in others))
+
+
+def sees(kind: AttentionKind, visibility: PauseVisibility, query: Places, key: Places) -> Tensor:
+    """bool, of the shape that both broadcast to: whether a query may attend to a key."""
+    allowed = query.place >= key.place
+    if kind is AttentionKind.causal and visibility is PauseVisibility.all:
+        return allowed if query.document is None else allowed & (query.document == key.document)
+    assert query.role is not None and key.role is not None
+    if kind is AttentionKind.bidirectional:
+        # Prefix and pauses see each other whole; PREFIX and PAUSE are the two lowest roles.
+        allowed = allowed | ((query.role <= Role.PAUSE.value) & (key.role <= Role.PAUSE.value))
+    elif kind is AttentionKind.bottleneck:
+        allowed = allowed & ~((query.role == Role.TARGET.value) & (key.role == Role.PREFIX.value))
+    if visibility is not PauseVisibility.all:
+        # Otherwise a pause is hidden from everyone but itself and, with ``readout``, the read-out of its own run.
+        exempt = query.place == key.place
+        if query.readout is not None:
+            assert query.run is not None and key.run is not None
+            exempt = exempt | (query.readout & (query.run == key.run))
+        allowed = allowed & (exempt | (key.role != Role.PAUSE.value))
+    return allowed if query.document is None else allowed & (query.document == key.document)
 
 
 @dataclass(frozen=True)
@@ -65,30 +109,18 @@ class AttentionMask:
         """bool [B, 1, T, T], True where query (dim 2) may see key (dim 3); None for plain causal rows."""
         if self.is_causal:
             return None
-        shape = self.roles if self.roles is not None else self.documents
-        assert shape is not None
-        length = shape.shape[1]
-        allowed = torch.ones(length, length, dtype=torch.bool, device=shape.device).tril_()[None]
-        if self.kind is AttentionKind.bidirectional:
-            assert self.roles is not None
-            prefix_side = self.roles <= Role.PAUSE.value
-            allowed = allowed | (prefix_side[:, :, None] & prefix_side[:, None, :])
-        elif self.kind is AttentionKind.bottleneck:
-            assert self.roles is not None
-            allowed = allowed & ~(
-                (self.roles == Role.TARGET.value)[:, :, None] & (self.roles == Role.PREFIX.value)[:, None, :]
-            )
-        if self.visibility is not PauseVisibility.all:
-            assert self.roles is not None
-            seen = torch.eye(length, dtype=torch.bool, device=shape.device)[None]
-            if self.visibility is PauseVisibility.readout:
-                assert self.readouts is not None
-                run = self.runs()
-                seen = seen | (self.readouts[:, :, None] & (run[:, :, None] == run[:, None, :]))
-            allowed = allowed & (seen | (self.roles != Role.PAUSE.value)[:, None, :])
-        if self.documents is not None:
-            allowed = allowed & (self.documents[:, :, None] == self.documents[:, None, :])
-        return allowed[:, None]
+        places = self.places()
+        query, key = places.each(lambda part: part[:, :, None]), places.each(lambda part: part[:, None, :])
+        return sees(self.kind, self.visibility, query, key)[:, None]
+
+    def places(self) -> Places:
+        """Every position of the rows, [B, T], for ``sees``; no roles in rows that need none."""
+        some = self.roles if self.roles is not None else self.documents
+        assert some is not None
+        index = torch.arange(some.shape[1], device=some.device)[None]
+        if self.visibility is not PauseVisibility.readout:
+            return Places(index, self.roles, self.documents)
+        return Places(index, self.roles, self.documents, self.readouts, self.runs())
 
     def runs(self) -> Tensor:
         """int64 [B, T]: how many read-outs stand before a position of its document; its own read-out has as many."""
@@ -106,16 +138,13 @@ def decoding_mask(
 ) -> Tensor:
     """bool [B, 1, T, S]: what new target tokens in ``slots``, [B, T] or [B] for one a row, see of a cache.
 
-    They stand behind the read-out, so they never see a pause that is not visible to all. key_roles: int8 [B, S], those
-    of the cache's keys; entries past a token's slot are not yet written and stay unseen.
+    They come after the read-out, so they never see a pause that is not visible to all. key_roles: int8 [B, S], those
+    of the cache's keys; slots past a token's own are not yet written and stay unseen.
     """
     slots = slots.view(len(slots), -1)
-    allowed = torch.arange(key_roles.shape[1], device=key_roles.device) <= slots[:, :, None]
-    if kind is AttentionKind.bottleneck:
-        allowed = allowed & (key_roles != Role.PREFIX.value)[:, None]
-    if visibility is not PauseVisibility.all:
-        allowed = allowed & (key_roles != Role.PAUSE.value)[:, None]
-    return allowed[:, None]
+    index = torch.arange(key_roles.shape[1], device=key_roles.device)
+    query = Places(slots[:, :, None], torch.full_like(key_roles[:, :1, None], Role.TARGET.value))
+    return sees(kind, visibility, query, Places(index, key_roles[:, None]))[:, None]
 
 
 def split_heads(x: Tensor, n_heads: int) -> Tensor:
@@ -126,38 +155,6 @@ def split_heads(x: Tensor, n_heads: int) -> Tensor:
 def merge_heads(x: Tensor) -> Tensor:
     """[B, H, T, D/H] -> [B, T, D]"""
     return x.transpose(1, 2).flatten(2)
-
-
-def sees(mask: AttentionMask) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
-    """``AttentionMask.dense`` as a function of row, head, query and key."""
-    kind, visibility, roles, documents, readouts = (
-        mask.kind,
-        mask.visibility,
-        mask.roles,
-        mask.documents,
-        mask.readouts,
-    )
-    runs = mask.runs() if visibility is PauseVisibility.readout else None
-
-    def allowed(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        seen = q >= k
-        if kind is AttentionKind.bidirectional:
-            assert roles is not None
-            seen = seen | ((roles[b, q] <= Role.PAUSE.value) & (roles[b, k] <= Role.PAUSE.value))
-        elif kind is AttentionKind.bottleneck:
-            assert roles is not None
-            seen = seen & ~((roles[b, q] == Role.TARGET.value) & (roles[b, k] == Role.PREFIX.value))
-        if visibility is not PauseVisibility.all:
-            assert roles is not None
-            by = q == k
-            if runs is not None and readouts is not None:
-                by = by | (readouts[b, q] & (runs[b, q] == runs[b, k]))
-            seen = seen & (by | (roles[b, k] != Role.PAUSE.value))
-        if documents is not None:
-            seen = seen & (documents[b, q] == documents[b, k])
-        return seen
-
-    return allowed
 
 
 def placed(tensor: Tensor, device: torch.device) -> Tensor:

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from pausebench.config.groups import AttentionKind
-from pausebench.model.attention import AttentionMask, merge_heads, placed, sees, split_heads
+from pausebench.model.attention import AttentionMask, Places, merge_heads, placed, sees, split_heads
 from pausebench.model.tuning import TUNING, Tuning
 from pausebench.pauses import Role
 
@@ -221,9 +221,15 @@ def block_mask(mask: AttentionMask) -> BlockMask:
     """A mask that hides something beside the future, [B, T, T], in the blocks of FlexAttention's kernel."""
     shape = mask.roles if mask.roles is not None else mask.documents
     assert shape is not None
-    B, T = shape.shape
+    kind, visibility, (_, *given) = mask.kind, mask.visibility, mask.places()
+
+    def allowed(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        query, key = (Places(at, *(None if part is None else part[b, at] for part in given)) for at in (q, k))
+        return sees(kind, visibility, query, key)
+
     create = _compiled(create_block_mask) if shape.is_cuda else create_block_mask
-    made: BlockMask = create(sees(mask), B, None, T, T, device=shape.device)
+    B, T = shape.shape
+    made: BlockMask = create(allowed, B, None, T, T, device=shape.device)
     return made
 
 

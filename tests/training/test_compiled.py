@@ -19,9 +19,9 @@ from pausebench.config.groups import AttentionKind, Compile, PauseVisibility
 from pausebench.config.pauses import PausePolicy
 from pausebench.data.batch import Batch
 from pausebench.data.batches import EncodedExamples, RowLayout
-from pausebench.model.attention import AttentionMask, sees
+from pausebench.model.attention import AttentionMask
 from pausebench.model.decoder import Decoder
-from pausebench.model.fast_attention import BlockwiseAttention, attend, query_blocks
+from pausebench.model.fast_attention import BlockwiseAttention, attend, block_mask, query_blocks
 from pausebench.model.fast_loss import HeadLoss, loss_to_gradient_
 from pausebench.model.tuning import TUNING, Tuning
 from pausebench.training.compiled import PAYS, compile_model
@@ -252,7 +252,7 @@ def test_flexattention_sees_what_the_dense_mask_allows(make_decoder: Callable[..
     assert dense is not None
     B, _, T, _ = dense.shape
     b, q, k = torch.meshgrid(torch.arange(B), torch.arange(T), torch.arange(T), indexing="ij")
-    assert torch.equal(sees(batch.mask)(b, b, q, k), dense[:, 0])
+    assert torch.equal(block_mask(batch.mask).mask_mod(b, b, q, k), dense[:, 0])
     model = make_decoder(V, d_model=64, n_heads=4)
     with torch.no_grad():  # FlexAttention has no gradient on a CPU
         expected = model.summed_loss(batch)
