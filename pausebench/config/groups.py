@@ -133,6 +133,7 @@ class ModelConfig:
     embedding_std: float = option(0.02, "standard deviation of token and position embeddings at initialisation")
     linear_std: float = option(0.02, "standard deviation of linear weights, unless linear_gain is given")
     linear_gain: float | None = option(None, "linear weights N(0, (linear_gain / sqrt(fan_in))^2) instead")
+    architecture: str = option("gpt2", "which of model.ARCHITECTURES", identity=Identity.changed)
 
     def __post_init__(self) -> None:
         allowed = ("gelu", "gelu_erf", "relu")

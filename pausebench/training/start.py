@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from pausebench.data.batch import Batches
     from pausebench.data.tokenizer import Tokenizer
-    from pausebench.model.fast import FastDecoder
+    from pausebench.model.base import Model
     from pausebench.training.parallel import Ranks
     from pausebench.training.trainer import Trainer
 
@@ -43,7 +43,7 @@ def progress(folder: RunFolder, config: PretrainConfig | FinetuneConfig) -> Prog
 def write_manifest(
     folder: RunFolder,
     config: PretrainConfig | FinetuneConfig,
-    model: FastDecoder,
+    model: Model,
     device: torch.device,
     ranks: Ranks,
     **fields: Any,
@@ -81,7 +81,7 @@ def write_manifest(
 
 def build_model(
     config: PretrainConfig | FinetuneConfig, tokenizer: Tokenizer, device: torch.device, ranks: Ranks
-) -> FastDecoder:
+) -> Model:
     """The decoder of a config for a vocabulary, drawn from the run's seed: the same for any number of ranks."""
     import torch
 
@@ -103,7 +103,7 @@ def build_model(
 def build_trainer(
     folder: RunFolder,
     config: PretrainConfig | FinetuneConfig,
-    model: FastDecoder,
+    model: Model,
     batches: Batches,
     device: torch.device,
     tracker: Tracker,
@@ -130,7 +130,7 @@ def build_trainer(
 def train(
     folder: RunFolder,
     config: PretrainConfig | FinetuneConfig,
-    model: FastDecoder,
+    model: Model,
     batches: Batches,
     device: torch.device,
     progress: Progress,
