@@ -1,17 +1,16 @@
-"""A foreign architecture: what it must give, and that every command works with no more than that."""
+"""docs/adding-a-model.md, done: an architecture that gives the least goes through every command."""
 
 from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
 
 from pausebench import cli, model
 from pausebench.config.groups import AttentionKind, ModelConfig, PauseVisibility, Placement
@@ -19,51 +18,16 @@ from pausebench.config.pauses import PausePolicy
 from pausebench.data.batches import EncodedExamples, RowLayout
 from pausebench.errors import BadInput
 from pausebench.evaluation.generate import decode, target_log_likelihoods
-from pausebench.model.attention import AttentionMask
-from pausebench.model.base import Model
 from pausebench.model.fast import FastDecoder
 from pausebench.model.prefill import RereadPrefill
+from tests.model import alibi
 
-
-class Alibi(Model):
-    """One layer of attention that prefers what is near, no MLP, an output matrix of its own."""
-
-    def __init__(self, config: ModelConfig, vocab_size: int) -> None:
-        super().__init__()
-        self.config, self.vocab_size = config, vocab_size
-        self.embedding = nn.Embedding(vocab_size, config.d_model)
-        self.qkv = nn.Linear(config.d_model, 3 * config.d_model, bias=False)
-        self.out = nn.Linear(config.d_model, vocab_size, bias=False)
-
-    def forward(self, ids: Tensor, mask: AttentionMask | None = None, positions: Tensor | None = None) -> Tensor:
-        x = self.embedding(ids)
-        if positions is None:
-            positions = torch.arange(ids.shape[1], device=ids.device)[None]
-        distance = (positions[:, :, None] - positions[:, None, :]).abs()[:, None].to(x.dtype)
-        allowed = None if mask is None else mask.dense()
-        if allowed is None:
-            allowed = torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool, device=ids.device).tril()
-        q, k, v = (part[:, None] for part in self.qkv(x).chunk(3, dim=2))
-        bias = (-0.1 * distance).masked_fill(~allowed, -math.inf).to(q.dtype)
-        return x + F.scaled_dot_product_attention(q, k, v, attn_mask=bias)[:, 0]
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        return self.out(hidden)  # type: ignore[no-any-return]
-
-    @torch.no_grad()
-    def initialize(self, seed: int, fill: Callable[[Tensor, Tensor], object] = Tensor.copy_) -> None:
-        generator = torch.Generator().manual_seed(seed)
-        for weight in self.parameters():
-            fill(weight, torch.empty(weight.shape).normal_(0.0, 0.3, generator=generator))
-
-
-def build(config: ModelConfig, vocab_size: int) -> Alibi:
-    return Alibi(config, vocab_size)
+DOCS = Path(__file__).parents[2] / "docs" / "adding-a-model.md"
 
 
 @pytest.fixture(autouse=True)
 def known(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(model.ARCHITECTURES, "alibi", __name__)
+    monkeypatch.setitem(model.ARCHITECTURES, "alibi", alibi.__name__)
 
 
 def test_one_line_in_the_registry_brings_an_architecture_through_every_command(tmp_path: Path) -> None:
@@ -77,6 +41,11 @@ def test_one_line_in_the_registry_brings_an_architecture_through_every_command(t
     results = [json.loads(path.read_text()) for path in (tmp_path / "evaluate").glob("*/result.json")]
     assert {result["mt"] for result in results} == {0, 3}
     assert all(math.isfinite(result["target_nll"]) for result in results)
+
+
+def test_the_page_shows_the_file_that_is_tested_here() -> None:
+    [shown] = re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.DOTALL)
+    assert shown == Path(alibi.__file__).read_text()
 
 
 def test_what_nobody_makes_is_refused() -> None:
