@@ -74,7 +74,7 @@ def official_squad(prediction: str, references: Sequence[str]) -> tuple[float, f
     return exact, 0.0 if without_words else f1
 
 
-@settings(max_examples=2000)
+@settings(max_examples=500)
 @given(TEXTS, REFERENCES)
 @example("the", ["."])
 @example("", [""])
@@ -151,7 +151,7 @@ ACCENTS = st.sampled_from(
 ACCENTED = st.lists(st.one_of(ACCENTS, PIECES), max_size=6).map("".join)
 
 
-@settings(max_examples=1000)
+@settings(max_examples=500)
 @given(ACCENTED, st.lists(ACCENTED, min_size=1, max_size=4))
 @example("Beyonc\u00e9", ["Beyonce\u0301"])
 @example("\u00e0 la carte", ["\u0300 la carte"])
@@ -229,7 +229,7 @@ def conversation_answers(draw: st.DrawFn) -> tuple[str, list[str]]:
     return draw(disguised), draw(st.lists(st.one_of(answers, disguised), min_size=1, max_size=5))
 
 
-@settings(max_examples=2000)
+@settings(max_examples=500)
 @given(conversation_answers())
 @example(("", ["", "the", "."]))
 @example(("the", ["cat", "."]))
@@ -287,7 +287,7 @@ def test_coqa_scores_of_published_answers_are_those_of_the_published_rules(share
                 before = references[0]
 
 
-@settings(max_examples=2000)
+@settings(max_examples=500)
 @given(TEXTS, REFERENCES)
 def test_rouge1_is_that_of_the_package(prediction: str, references: list[str]) -> None:
     scorer = pytest.importorskip("rouge_score.rouge_scorer").RougeScorer(["rouge1"], use_stemmer=False)
@@ -444,7 +444,7 @@ def test_final_numbers_are_compared_by_exact_value(prediction: str, reference: s
     assert final_number(prediction, (reference,)) == score
 
 
-@settings(max_examples=2000)
+@settings(max_examples=500)
 @given(
     before=st.one_of(st.text(), st.lists(PIECES, max_size=8).map("".join)),
     mark=st.sampled_from(["#### ", "", "= ", "is "]),
@@ -484,7 +484,7 @@ def check_against_authors(text: str, reference: str) -> None:
         assert final_number(text, (reference,)) == 1.0
 
 
-@settings(max_examples=2000)
+@settings(max_examples=500)
 @given(
     pieces=st.lists(
         st.one_of(

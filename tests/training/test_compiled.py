@@ -276,8 +276,10 @@ def test_flexattention_sees_what_the_dense_mask_allows(make_decoder: Callable[..
 # torch.compile
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bf16"])
-@pytest.mark.parametrize("least", [1 << 40, 0], ids=["kept", "made again"])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("dtype", "least"), [(torch.float32, 1 << 40), (torch.bfloat16, 0)], ids=["float32 kept", "bf16 made again"]
+)
 def test_compiled_code_rounds_differently_and_no_more(
     make_decoder: Callable[..., Decoder], monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, least: int
 ) -> None:
@@ -311,6 +313,7 @@ def dynamo_alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     forget()
 
 
+@pytest.mark.slow
 def test_a_process_that_trains_many_shapes_compiles_each(
     make_decoder: Callable[..., Decoder], monkeypatch: pytest.MonkeyPatch, dynamo_alone: None
 ) -> None:
