@@ -23,6 +23,7 @@ from pausebench.config.options import plain
 from pausebench.config.training import FinetuneConfig, PretrainConfig, TrainingConfig
 from pausebench.errors import BadInput
 from pausebench.runs.folder import RunFolder, read_json, run_name
+from pausebench.tasks import TASKS
 
 
 def pretrain_folder(config: PretrainConfig) -> RunFolder:
@@ -35,7 +36,11 @@ def finetune_folder(config: FinetuneConfig, parent: Parent) -> RunFolder:
     """The folder of a resolved finetune config with this parent."""
     what = _what(config.task.name, config.corpus_name, config.model.name)
     slug = f"{what}-{variant(parent.pretraining, config.longest)}-k{config.label}-s{config.seed}"
-    return RunFolder(config.runs, "finetune", run_name(slug, config.identity(parent.name)))
+    identity = config.identity(parent.name)
+    version = TASKS[config.task.name].version
+    if version > 1:  # a task that never changed is named without a version
+        identity["task_version"] = version
+    return RunFolder(config.runs, "finetune", run_name(slug, identity))
 
 
 def evaluate_folder(config: EvaluateConfig, run: str, placement: Placement, m: int) -> RunFolder:

@@ -82,7 +82,8 @@ def model(make_decoder: Models) -> Decoder:
     return make_decoder(16, seed=10, embedding_std=0.2, linear_gain=3.0)
 
 
-@pytest.mark.parametrize(("task", "examples"), [(TASKS["squad"], texts(12)), (SCORED, choices(12))])
+@pytest.mark.slow
+@pytest.mark.parametrize(("task", "examples"), [(TASKS["squad"], texts(7)), (SCORED, choices(7))])
 def test_a_sweep_gives_each_m_what_it_gets_alone(model: Decoder, task: Task, examples: list[Example]) -> None:
     """Every kind of prefix, visibility, placement, cue and shift; in the order asked for."""
     for layout in LAYOUTS:
