@@ -63,7 +63,7 @@ class PrepareConfig(TextConfig):
         valid = self.shard_tokens is None or self.shard_tokens >= 1
         require(valid, f"shard_tokens={self.shard_tokens}", "must be at least 1")
         require(
-            not self.embedded,
+            not self.text.embedded,
             "data=embedded",
             "generated text has no end and is not prepared",
             "Type data=hub, or data=files data.root=DIR.",
@@ -119,6 +119,22 @@ class EvaluateConfig(RunConfig):
         valid = self.batch_size is None or self.batch_size >= 1
         require(valid, f"batch_size={self.batch_size}", "must be at least 1")
         require(self.limit is None or self.limit >= 1, f"limit={self.limit}", "must be at least 1")
+
+    def slug(self, run: str, m: int) -> str:
+        """The readable part of the name of the result for M = ``m``; ``run`` names the finetune run."""
+        return f"{run.rpartition('-')[0]}-m{m}"
+
+    def identity(self, run: str, placement: Placement, m: int) -> dict[str, Any]:
+        """What determines that result; ``filler`` has to be filled in."""
+        assert self.filler is not None
+        identity: dict[str, Any] = {"run": run, "m": m}
+        if m > 0:
+            identity |= {"filler": self.filler, "placement": placement.value}
+        if self.limit is not None:
+            identity["limit"] = self.limit
+        if self.precision is not Arithmetic.exact:
+            identity["precision"] = self.precision.value
+        return identity
 
     def pause_counts(self, k: int) -> list[int]:
         """The list of M to score; ``k`` where none is given."""

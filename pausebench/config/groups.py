@@ -57,6 +57,11 @@ class Precision(Enum):
     fp32 = "fp32"
     bf16 = "bf16"
 
+    @property
+    def other(self) -> Precision:
+        """The precision that another device would have chosen."""
+        return Precision.fp32 if self is Precision.bf16 else Precision.bf16
+
 
 class Compile(Enum):
     """Whether what a block does position by position, and the loss, go through torch.compile."""

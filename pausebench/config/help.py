@@ -1,4 +1,4 @@
-"""``--help``, written from the schema and the files in conf/. Imports neither torch nor Hydra: it is instant."""
+"""``--help``, written from the schema, the tasks and conf/. Imports neither torch nor Hydra: it is instant."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from pausebench.config.commands import COMMANDS
 from pausebench.config.options import MISSING
 from pausebench.config.training import RunConfig
+from pausebench.tasks import TASKS
 
 SUMMARIES = {
     "prepare": "tokenise a corpus to disk once, for any number of pretrainings",
@@ -118,7 +119,9 @@ def command_help(command: str) -> str:
 
 
 def choices(group: str) -> list[str]:
-    """The files of a configuration group."""
+    """The choices of a configuration group: the tasks, or the group's files."""
+    if group == "task":
+        return sorted(TASKS)
     return sorted(file.stem for file in (conf_dir() / group).glob("*.yaml"))
 
 

@@ -10,8 +10,21 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from pausebench.config.groups import PauseVisibility, Placement
+from pausebench.config.groups import PauseVisibility, Placement, Trim
 from pausebench.config.options import Identity, option, plain, require
+
+
+@dataclass(frozen=True)
+class PauseInjection:
+    """What a pretraining does with pauses (section 3.1, Algorithm 1).
+
+    fraction: pauses inserted, as a share of the row's length; 0 is StdPT. trim: what becomes of the tokens that they
+    push over the row's end.
+    """
+
+    fraction: float
+    trim: Trim
+    visibility: PauseVisibility
 
 
 @dataclass(frozen=True)

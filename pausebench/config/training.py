@@ -33,7 +33,8 @@ from pausebench.config.groups import (
     WorldConfig,
 )
 from pausebench.config.options import MISSING, Identity, identity_fields, option, require
-from pausebench.config.pauses import PausePolicy
+from pausebench.config.pauses import PauseInjection, PausePolicy
+from pausebench.config.source import ParentChoice, TextSource
 
 
 @dataclass(frozen=True)
@@ -67,9 +68,9 @@ class TextConfig(RunConfig):
             "the folder with the local files has to be named",
             "For example data.root=../data, with ../data/squad/train.jsonl.gz in it.",
         )
-        own_words = self.embedded and self.world.kind != "english"
+        own_words = self.text.embedded and self.world.kind != "english"
         words = self.tokenizer.kind is TokenizerKind.words
-        where = f"world={self.world.name}" if self.embedded else f"data={self.data.source.value}"
+        where = f"world={self.world.name}" if self.text.embedded else f"data={self.data.source.value}"
         require(
             own_words == words,
             f"tokenizer={self.tokenizer.kind.value} with {where}",
@@ -77,17 +78,13 @@ class TextConfig(RunConfig):
         )
 
     @property
-    def embedded(self) -> bool:
-        return self.data.source is Source.embedded
-
-    @property
-    def corpus_name(self) -> str:
-        """What the pretraining text is called: the world, or the corpus of files and hub."""
-        return self.world.name if self.embedded else self.corpus.name
+    def text(self) -> TextSource:
+        """The source alone, for what knows no command."""
+        return TextSource(self.data, self.corpus, self.world, self.tokenizer)
 
     def refuse_unused(self, overrides: Sequence[str]) -> None:
         """Raise ``BadInput`` for an override of a group that this source does not read: it would change nothing."""
-        unused, fix = ("corpus", "data=files or data=hub") if self.embedded else ("world", "data=embedded")
+        unused, fix = ("corpus", "data=files or data=hub") if self.text.embedded else ("world", "data=embedded")
         for given in overrides:
             name = given.lstrip("+").partition("=")[0]
             require(
@@ -100,7 +97,7 @@ class TextConfig(RunConfig):
     def data_identity(self) -> dict[str, Any]:
         """``identity_fields`` without the groups that this source and tokenizer do not use."""
         fields = identity_fields(self)
-        del fields["corpus" if self.embedded else "world"]
+        del fields["corpus" if self.text.embedded else "world"]
         if self.tokenizer.kind is TokenizerKind.words:
             del fields["tokenizer"]  # it is the world's
         elif self.tokenizer.kind is not TokenizerKind.bpe:
@@ -154,7 +151,7 @@ class PretrainConfig(TrainingConfig):
             "The paper's is 0.1; pause=off pretrains without pauses.",
         )
         if self.sequence_length is not None:
-            shortest = self.world.longest_document if self.embedded and self.world.kind == "count" else 2
+            shortest = self.world.longest_document if self.text.embedded and self.world.kind == "count" else 2
             require(
                 self.sequence_length >= shortest,
                 f"sequence_length={self.sequence_length}",
@@ -172,7 +169,7 @@ class PretrainConfig(TrainingConfig):
         """Every open value filled in."""
         length = self.sequence_length
         if length is None:
-            length = self.world.sequence_length if self.embedded else min(2048, self.model.max_positions)
+            length = self.world.sequence_length if self.text.embedded else min(2048, self.model.max_positions)
         return dataclasses.replace(
             self,
             pause=self.pause if self.pause.enabled else PauseConfig(enabled=False),
@@ -186,6 +183,17 @@ class PretrainConfig(TrainingConfig):
     @property
     def variant(self) -> str:
         return "PausePT" if self.pause.enabled else "StdPT"
+
+    @property
+    def injection(self) -> PauseInjection:
+        """What is done with pauses."""
+        fraction = self.pause_fraction if self.pause.enabled else 0.0
+        return PauseInjection(fraction, self.pause.trim, self.pause_visibility)
+
+    @property
+    def slug(self) -> str:
+        """The readable part of the run's name."""
+        return f"{_joined(self.text.name, self.model.name)}-{self.variant}-s{self.seed}"
 
     def identity(self) -> dict[str, Any]:
         """What determines the result, for the run's name."""
@@ -262,14 +270,36 @@ class FinetuneConfig(TrainingConfig, PausePolicy):
             return self.longest
         return self.k if self.k is not None else (self.default_k if self.pause.enabled else 0)
 
-    def identity(self, parent: str) -> dict[str, Any]:
+    @property
+    def parent(self) -> ParentChoice:
+        """The pretrained run to start from."""
+        return ParentChoice(self.init, self.pretraining, self.pretraining_seed, self.model, self.text, self.precision)
+
+    def variant(self, pretraining: str) -> str:
+        """The paper's name of a combination (section 3.2); NoPT where finetuning starts from random weights."""
+        stage = {"std": "StdPT", "pause": "PausePT", "none": "NoPT"}[pretraining]
+        return f"{stage}_{'PauseFT' if self.longest > 0 else 'StdFT'}"
+
+    def slug(self, pretraining: str) -> str:
+        """The readable part of the run's name."""
+        what = _joined(self.task.name, self.text.name, self.model.name)
+        return f"{what}-{self.variant(pretraining)}-k{self.label}-s{self.seed}"
+
+    def identity(self, parent: str, task_version: int) -> dict[str, Any]:
         """What determines the result; the parent's run name stands for how it was chosen."""
         fields = self.data_identity()
         for name in ("pretraining", "pretraining_seed", "init"):
             del fields[name]
         if self.k == 0 and self.shift == 0:
             del fields["placement"]
+        if task_version > 1:  # a task that never changed is named without a version
+            fields["task_version"] = task_version
         return fields | {"parent": parent}
+
+
+def _joined(*names: str) -> str:
+    """Names with a hyphen between them, each once: a task and its world may share one."""
+    return "-".join(dict.fromkeys(names))
 
 
 @dataclass(frozen=True)
