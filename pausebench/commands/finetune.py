@@ -16,6 +16,7 @@ from pausebench.data.vocabulary import open_tokenizer
 from pausebench.errors import BadInput
 from pausebench.runs import lineage
 from pausebench.runs.folder import RunFolder
+from pausebench.tasks import TASKS
 from pausebench.training import start
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from pausebench.data.batch import Batches, Share
     from pausebench.data.batches import RowLayout
     from pausebench.data.tokenizer import Tokenizer
-    from pausebench.model.decoder import Decoder
+    from pausebench.model.base import Model
     from pausebench.training.parallel import Ranks
 
 
@@ -99,7 +100,7 @@ def _train(
 
 def _model(
     config: FinetuneConfig, parent: lineage.Parent, tokenizer: Tokenizer, device: torch.device, ranks: Ranks
-) -> Decoder:
+) -> Model:
     """The parent's model, or one with random weights."""
     from pausebench.training import checkpoint
 
@@ -134,7 +135,8 @@ def _about(config: FinetuneConfig, parent: lineage.Parent) -> dict[str, Any]:
 
 def folder_of(config: FinetuneConfig, parent: lineage.Parent) -> RunFolder:
     """The folder of a resolved config with this parent."""
-    return RunFolder.of(config.runs, "finetune", config.slug(parent.pretraining), config.identity(parent.name))
+    identity = config.identity(parent.name, TASKS[config.task.name].version)
+    return RunFolder.of(config.runs, "finetune", config.slug(parent.pretraining), identity)
 
 
 def say_skipped(rows: GeneratedRows | DatasetRows, progress: Progress) -> None:

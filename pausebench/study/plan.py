@@ -21,6 +21,7 @@ from pausebench.runs.lineage import override
 from pausebench.study import arms
 from pausebench.study.arms import Arm
 from pausebench.study.row_lengths import length_limit, row_lengths, vocabulary
+from pausebench.tasks import TASKS
 
 ANY_SEED = 2**31 - 1  # a cell is composed once with it, for all its seeds
 ON_OFF = {"std": "off", "pause": "on"}
@@ -312,7 +313,8 @@ class _Builder:
             parents.append(self._pretrained(arm, config).folders[0])
             if self._ambiguous or arm.pretrain or arm.deeper:
                 overrides[overrides.index(start)] = override("init", str(parents[0].path))
-        identity = config.identity(parents[0].name if parents else lineage.RANDOM.name)
+        parent = parents[0].name if parents else lineage.RANDOM.name
+        identity = config.identity(parent, TASKS[arm.task].version)
         folder = RunFolder.of(config.runs, "finetune", config.slug(arm.pretraining), identity)
         return self._finetunes.setdefault(folder.name, Cell("finetune", overrides, [folder], parents, config))
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import torch
 
     from pausebench.data.batch import Batches
-    from pausebench.model.decoder import Decoder
+    from pausebench.model.base import Model
     from pausebench.training.parallel import Ranks
 
 
@@ -37,7 +37,7 @@ def progress(name: str, steps: int, quiet: bool) -> Progress:
 def write_manifest(
     folder: RunFolder,
     resolved: dict[str, Any],
-    model: Decoder,
+    model: Model,
     device: torch.device,
     ranks: Ranks,
     **fields: Any,
@@ -80,31 +80,31 @@ def build_model(
     *,
     precision: Precision,
     recompute: bool = False,
-) -> Decoder:
+) -> Model:
     """A decoder drawn from ``seed``: the same for any number of ranks.
 
     recompute: blocks are computed again in the backward pass instead of kept (``train.activation_checkpointing``).
     """
     import torch
 
-    from pausebench.model.decoder import Decoder
+    from pausebench.model import build
     from pausebench.training.parallel import fill
 
     if ranks.sharded:
         with torch.device("meta"):  # no rank ever holds the whole model
-            model = Decoder(shape, vocab_size)
+            model = build(shape, vocab_size)
         ranks.distribute(model, precision, device)
     else:
-        model = Decoder(shape, vocab_size)
+        model = build(shape, vocab_size)
     model.initialize(seed, fill)
     if recompute:
-        model.recompute_blocks()
+        model.recompute_activations()
     return model
 
 
 def train(
     folder: RunFolder,
-    model: Decoder,
+    model: Model,
     batches: Batches,
     optimisation: TrainConfig,
     *,

@@ -17,6 +17,7 @@ from pausebench.config.commands import EvaluateConfig
 from pausebench.config.groups import Placement
 from pausebench.config.help import conf_dir
 from pausebench.runs import lineage
+from pausebench.tasks import TASKS
 
 TINY = "train.steps=4 train.batch_size=8 train.log_every=2 train.checkpoint_every=2 tracking=off quiet=true"
 
@@ -107,6 +108,18 @@ def test_an_evaluation_has_the_name_it_had(run: str, m: int, filler: str, placem
     before = "parity-count20-mini-PausePT_PauseFT-"
     config = EvaluateConfig(run="x", filler=filler, limit=200)
     assert evaluate.folder_of(config, before + run, Placement(placement), m).name == before + name
+
+
+def test_a_task_of_another_version_has_other_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A score by an old rule is never found under the new one."""
+    config = composed("finetune", "task=parity init=random k=8")
+    names = set()
+    for version in (1, 2, 3):
+        monkeypatch.setitem(TASKS, "parity", replace(TASKS["parity"], version=version))
+        finetuned = finetune.folder_of(config, lineage.RANDOM).name
+        evaluated = evaluate.folder_of(EvaluateConfig(run="x", filler="pause"), finetuned, Placement.append, 8).name
+        names |= {finetuned, evaluated}
+    assert len(names) == 6
 
 
 def test_every_control_is_another_run() -> None:

@@ -26,7 +26,7 @@ from pausebench.console import Progress
 from pausebench.data.batch import Batches
 from pausebench.data.batches import RowLayout, generated_batches
 from pausebench.data.task_rows import GeneratedRows
-from pausebench.model.decoder import Decoder
+from pausebench.model.base import Model
 from pausebench.tasks import TASKS
 from pausebench.training import start
 from pausebench.training.device import cpu_threads
@@ -97,7 +97,7 @@ def run(setting: Setting, steps_each: int = STEPS_EACH) -> list[Line]:
     return [Line("overhead", what, PEER, "steps/s", rates[OURS], rates[PEER], TARGET)]
 
 
-def _made(config: FinetuneConfig) -> tuple[Decoder, Batches]:
+def _made(config: FinetuneConfig) -> tuple[Model, Batches]:
     rows = GeneratedRows(TASKS["parity"], config.world)
     tokenizer = rows.world.tokenizer
     layout = RowLayout.of(config.policy, config.prefix, rows.task, tokenizer)

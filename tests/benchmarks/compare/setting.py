@@ -39,7 +39,7 @@ from pausebench.console import Progress
 from pausebench.data.batch import ALL, Batch, Batches
 from pausebench.data.tokenizer import Tokenizer
 from pausebench.data.vocabulary import open_tokenizer
-from pausebench.model.decoder import Decoder
+from pausebench.model.fast import FastDecoder
 from pausebench.runs.folder import RunFolder
 from pausebench.training import start
 from pausebench.training.parallel import ALONE
@@ -182,7 +182,7 @@ class Setting:
             "tracking": OFF,
         }
 
-    def build(self, config: PretrainConfig | FinetuneConfig) -> Decoder:
+    def build(self, config: PretrainConfig | FinetuneConfig) -> FastDecoder:
         """Our decoder as training builds it, on this device."""
         built = start.build_model(
             config.model, self.tokenizer.vocab_size, config.seed, self.device, ALONE, precision=config.precision
@@ -207,7 +207,7 @@ class OurTraining:
         self,
         setting: Setting,
         config: PretrainConfig | FinetuneConfig,
-        model: Decoder,
+        model: FastDecoder,
         batches: Batches,
         units: float,
         made_together: int = 0,
