@@ -62,7 +62,7 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     for m in counts:
         check_length(finetuned.config, finetuned.rows, finetuned.tokenizer, finetuned.parent, m, "mt")
     placement = evaluated_placement(config, finetuned.config)
-    folders = {m: lineage.evaluate_folder(config, finetuned.path.name, placement, m) for m in counts}
+    folders = {m: folder_of(config, finetuned.path.name, placement, m) for m in counts}
     progress = Progress(finetuned.path.name, 0, config.quiet)
     say_skipped(finetuned.rows, progress)
     todo = [m for m in counts if folders[m].result is None]
@@ -84,7 +84,7 @@ def open_finetuned(config: EvaluateConfig) -> Finetuned:
     path = lineage.existing_run(config.runs, "finetune", config.run)
     manifest, result = read_json(path / "manifest.json"), read_json(path / "result.json")
     finetuned = load_finetune_config(path)
-    rows, tokenizer = open_task(finetuned), open_tokenizer(finetuned)
+    rows, tokenizer = open_task(finetuned.task, finetuned.text), open_tokenizer(finetuned.text, finetuned.runs)
     if tokenizer.fingerprint != manifest["tokenizer"]:
         raise BadInput(f"{path} was trained with tokenizer {manifest['tokenizer']}; it is now {tokenizer.fingerprint}.")
     fingerprint = rows.fingerprint(finetuned.seed)
@@ -145,7 +145,7 @@ def recorded(
     return {
         "task": task.name,
         "task_version": task.version,
-        "world": trained.corpus_name,
+        "world": trained.text.name,
         "data": trained.data.source.value,
         "split": task.dataset.test if task.dataset else "test",
         **scores,
@@ -200,6 +200,11 @@ def summary(run_name: str, m: int, folder: RunFolder) -> str:
         f"{run_name}  M={m}  {result['metric']} {result['value']:.4f} ± {result['stderr']:.4f} "
         f"({low:.4f} to {high:.4f})  target nll {result['target_nll']:.4f}  n={result['n']}  {folder.path}"
     )
+
+
+def folder_of(config: EvaluateConfig, run: str, placement: Placement, m: int) -> RunFolder:
+    """The folder of the result for one M of one finetune run; ``config.filler`` has to be filled in."""
+    return RunFolder.of(config.runs, "evaluate", config.slug(run, m), config.identity(run, placement, m))
 
 
 def evaluated_placement(config: EvaluateConfig, finetuned: FinetuneConfig) -> Placement:

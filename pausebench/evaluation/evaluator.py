@@ -23,11 +23,11 @@ from pausebench.data.batches import EncodedExamples, RowLayout
 from pausebench.data.examples import Tokens, encode, fit
 from pausebench.data.tokenizer import Tokenizer
 from pausebench.evaluation.batches import ReadBatch, Reading, reading_batches
-from pausebench.evaluation.generate import Answer, Prefill, decode, prefill, target_log_likelihoods
+from pausebench.evaluation.generate import Answer, decode, target_log_likelihoods
 from pausebench.evaluation.metrics import CHOICE_METRICS, METRICS, macro_f1_estimate, mean_estimate
-from pausebench.model.cache import slot_bytes
-from pausebench.model.fast import FastDecoder
+from pausebench.model.base import Model
 from pausebench.model.flops import inference_flops, scoring_flops
+from pausebench.model.prefill import Prefill
 from pausebench.tasks import Example, Task
 
 PARTS = ("history", "context", "question")  # of an example, in the order in which they are cut
@@ -65,7 +65,7 @@ class Evaluator:
 
     def __init__(
         self,
-        model: FastDecoder,
+        model: Model,
         task: Task,
         examples: Sequence[Example],
         tokenizer: Tokenizer,
@@ -135,7 +135,7 @@ class Evaluator:
                 of_m = read
                 if len(wanted) > 1:
                     dropped = read.without_last(wanted[0] - m, max(0, layout.policy.shift - m))
-                    of_m = dropped.read_cue(layout.cue)
+                    of_m = dropped.through(layout.cue)
                 of_batch = self._scores(of_m, layouts[m], batch, compared, last=m == wanted[-1])
                 for number, one in zip(batch.numbers[m], of_batch, strict=True):
                     scores[m][number] = one
@@ -202,9 +202,7 @@ class Evaluator:
             return max(answer, min(self.max_length, max(map(len, targets))))
 
         most = max(layout.at(m).given for m in readings)
-        weight = self.model.token_embedding.weight
-        size = slot_bytes(self.model.config, weight.dtype, weight.device)
-        return reading_batches(readings, continuation, most, size, self.batch_size)
+        return reading_batches(readings, continuation, most, self.model.slot_bytes(), self.batch_size)
 
     def _targets(self, reading: Reading) -> Sequence[Tokens]:
         """What is scored after a reading: every candidate, or the target alone."""
@@ -214,7 +212,7 @@ class Evaluator:
     def _prefill(self, layout: RowLayout, batch: ReadBatch) -> Prefill:
         prefixes = [reading.prefix for reading in batch.readings]
         rows = layout.inference_rows(EncodedExamples.of(prefixes, [[]] * len(prefixes), self.tokenizer.end_id))
-        return prefill(self.model, rows, layout.attention, layout.policy.pause_visibility, batch.slots)
+        return self.model.prefill(rows, layout.attention, layout.policy.pause_visibility, batch.slots)
 
     def _scores(
         self, read: Prefill, layout: RowLayout, batch: ReadBatch, compared: bool, last: bool

@@ -1,13 +1,12 @@
 """Greedy decoding and log-likelihoods of targets after one parallel pass over prefix + M pauses (section 3.1).
 
 Invariant: ``<pause>`` is never emitted, and what a row gives does not depend on the other rows of its batch.
-Shape suffixes: B rows, T positions of a row, S slots of the cache, D width of the model, V vocabulary.
+Shapes: B rows of the batch, N some rows or positions of it, D width of the model, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -17,10 +16,9 @@ from torch import Tensor
 from pausebench.config.groups import AttentionKind, PauseVisibility
 from pausebench.data.examples import Tokens
 from pausebench.data.tokenizer import pad
-from pausebench.model.attention import AttentionMask, decoding_mask
-from pausebench.model.cache import KeyValueCache
-from pausebench.model.fast import FastDecoder
-from pausebench.pauses import Role, Rows
+from pausebench.model.base import Model
+from pausebench.model.prefill import Prefill
+from pausebench.pauses import Rows
 
 
 class Answer(NamedTuple):
@@ -34,7 +32,7 @@ class Answer(NamedTuple):
 
 
 def generate(
-    model: FastDecoder,
+    model: Model,
     rows: Rows,
     kind: AttentionKind,
     *,
@@ -51,7 +49,7 @@ def generate(
     after which a row stops, if no end token comes before (None: the end of the position table).
     """
     limit = model.config.max_positions if limit is None else limit
-    read = prefill(model, rows, kind, visibility, rows.input_ids.shape[1] + max_new_tokens)
+    read = model.prefill(rows, kind, visibility, rows.input_ids.shape[1] + max_new_tokens)
     return decode(read, max_new_tokens=max_new_tokens, end_id=end_id, pause_id=pause_id, limit=limit, means=means)
 
 
@@ -59,46 +57,39 @@ def generate(
 def decode(
     read: Prefill, *, max_new_tokens: int, end_id: int, pause_id: int, limit: int, means: bool = True
 ) -> list[Answer]:
-    """Each row's answer after what was read, as in ``generate``. It uses up the cache of ``read``.
+    """Each row's answer after what was read, as in ``generate``. It uses up ``read``: decode a copy to keep the rows.
 
     means: whether to compute the mean log-probabilities. They cost a softmax over the vocabulary for each token.
     """
-    model, cache, hidden, slots, roles = read.model, read.cache, read.hidden, read.slots, read.roles
-    device, batch = slots.device, len(slots)
+    device, batch = read.slots.device, len(read.slots)
     alive = torch.arange(batch, device=device)
     answers = torch.full((batch, max_new_tokens), end_id, device=device)
     counts = torch.zeros(batch, dtype=torch.int64, device=device)
     sums = torch.zeros(batch, dtype=torch.float64, device=device)
-    width = int(slots.max())
     # One token a step for every row that has not ended. Rows that end leave the batch, so that a step costs what the
-    # rows still at work cost; answers of text differ in length by a factor of ten and more.
+    # remaining rows cost; answers of text differ in length by a factor of ten and more.
     for index in range(max_new_tokens):
-        logits = model.logits(hidden)
+        logits = read.model.logits(read.hidden)
         tokens = greedy(logits, pause_id)
         if means:
             sums[alive] += logits.double().log_softmax(dim=1).gather(1, tokens[:, None])[:, 0]
         answers[alive, index] = tokens
         counts[alive] += 1
-        unfinished = (tokens != end_id) & (slots + read.jump < limit)
+        unfinished = (tokens != end_id) & (read.slots + read.jump < limit)
         left = int(unfinished.sum())
         if left == 0 or index == max_new_tokens - 1:
             break
         if left < len(tokens):
             kept = _closed_up(unfinished, left)
-            alive, tokens, slots, roles = alive[kept], tokens[kept], slots[kept], roles[kept]
-            cache.keep_rows(kept)
-        width += 1  # the longest row grows by one slot; the attention need not look beyond it
-        seen = decoding_mask(read.kind, roles[:, :width], slots, read.visibility)
-        positions = slots[:, None] + read.jump
-        hidden = model(tokens[:, None], None, positions, cache, seen, slots[:, None])[:, 0]
-        slots = slots + 1
+            alive, tokens, read = alive[kept], tokens[kept], read.keep_rows(kept)
+        read = read.through(tokens[:, None])
     # Moved to the CPU once, at the end: a transfer for each token would wait for the device each time.
     listed = zip(answers.tolist(), counts.tolist(), sums.tolist(), strict=True)
     return [Answer(tokens[: count - (tokens[count - 1] == end_id)], total / count) for tokens, count, total in listed]
 
 
 def _closed_up(unfinished: Tensor, left: int) -> Tensor:
-    """int64 [left]: the unfinished rows in an order that moves as few of them in the cache as possible.
+    """int64 [left]: the unfinished rows, in an order that moves as few of them as possible.
 
     Rows among the first ``left`` stay in place; the others move into the places that became free.
     """
@@ -113,112 +104,6 @@ def greedy(logits: Tensor, pause_id: int) -> Tensor:
     return logits[:, :pause_id].max(dim=1).indices  # argmax takes four times as long on a CPU in bfloat16
 
 
-@dataclass(frozen=True)
-class Prefill:
-    """Rows as far as they have been read: prefix and pauses, then a cue, a target or an answer's tokens.
-
-    A token's slot in the cache is its place in the row. Its position differs from it by ``jump`` where positions were
-    shifted.
-
-    cache: keys and values. roles: int8 [B, S] of the slots; unwritten slots have the target's role. slots: int64 [B],
-    the first free slot of each row. states: [B, T, D] of what was read last, beginning at slot ``first``.
-    """
-
-    model: FastDecoder
-    kind: AttentionKind
-    visibility: PauseVisibility
-    cache: KeyValueCache
-    roles: Tensor
-    slots: Tensor
-    states: Tensor
-    first: Tensor | int
-    jump: int
-
-    @property
-    def hidden(self) -> Tensor:
-        """[B, D]: the state that predicts the next token of each row."""
-        rows = torch.arange(len(self.slots), device=self.slots.device)
-        return self.states[rows, self.slots - 1 - self.first]
-
-    @torch.no_grad()
-    def read(self, tokens: Tensor, offset: int = 0) -> Tensor:
-        """States [N, T, D] of int64 [N, T] tokens after the first N rows, from ``offset`` slots after the free one on.
-
-        They overwrite what was read there before, so that candidates are read one after the other into one cache.
-        """
-        count, length = tokens.shape
-        slots = self.slots[:count, None] + offset + torch.arange(length, device=tokens.device)
-        width = int(slots.max()) + 1
-        seen = decoding_mask(self.kind, self.roles[:count, :width], slots, self.visibility)
-        # Padding on the right may reach beyond the position table; nothing sees it, so any position does.
-        positions = (slots + self.jump).clamp_max_(self.model.config.max_positions - 1)
-        states: Tensor = self.model(tokens, None, positions, self.cache.first_rows(count), seen, slots)
-        return states
-
-    def read_cue(self, cue: Tensor) -> Prefill:
-        """The rows with the cue, int64 [C], after each."""
-        if not len(cue):
-            return self
-        states = self.read(cue.to(self.slots.device).expand(len(self.slots), -1))
-        return replace(self, slots=self.slots + len(cue), states=states, first=self.slots)
-
-    def without_last(self, pauses: int, jump: int) -> Prefill:
-        """Drop the last ``pauses`` pauses of each row. Valid only if they come last and nothing before them sees them.
-
-        The cache is shared with these rows, and what is read next overwrites the dropped pauses. Of several M take the
-        largest first.
-        """
-        slots = self.slots - pauses
-        free = torch.arange(self.roles.shape[1], device=slots.device) >= slots[:, None]
-        return replace(self, roles=self.roles.masked_fill(free, Role.TARGET.value), slots=slots, jump=jump)
-
-    def copy(self) -> Prefill:
-        """The rows with a cache of their own."""
-        return replace(self, cache=self.cache.copy(int(self.slots.max())))
-
-
-@torch.no_grad()
-def prefill(
-    model: FastDecoder,
-    rows: Rows,
-    kind: AttentionKind,
-    visibility: PauseVisibility,
-    capacity: int,
-    like_length: float = 0.85,
-) -> Prefill:
-    """Read rows of ``pauses.inference_rows`` in parallel, into a cache of ``capacity`` slots a row.
-
-    like_length: rows of one pass have at least this share of its longest one's positions. Padding is computed like
-    text, while a pass for each length would read too few rows at a time.
-    """
-    device = model.token_embedding.weight.device
-    batch, length = rows.input_ids.shape
-    cache = KeyValueCache(model.config, batch, capacity, model.token_embedding.weight.dtype, device)
-    states = torch.empty(batch, length, model.config.d_model, dtype=model.token_embedding.weight.dtype, device=device)
-    for some in _of_like_length(rows.lengths, like_length):
-        width = int(rows.lengths[some].max())
-        cut = [None if part is None else part[some, :width] for part in (rows.roles, rows.readouts, rows.positions)]
-        roles, readouts, positions = (None if part is None else part.to(device) for part in cut)
-        mask = AttentionMask(kind, roles, visibility=visibility, readouts=readouts)
-        places = some.to(device)
-        read = model(rows.input_ids[some, :width].to(device), mask, positions, cache.filling(places))
-        states[places, :width] = read
-    roles = torch.full((batch, capacity), Role.TARGET.value, dtype=torch.int8, device=device)
-    roles[:, :length] = rows.roles.to(device)
-    return Prefill(model, kind, visibility, cache, roles, rows.lengths.to(device), states, 0, rows.jump)
-
-
-def _of_like_length(lengths: Tensor, share: float) -> Iterator[Tensor]:
-    """Numbers of the rows of each pass, int64, the longest rows first."""
-    order = lengths.argsort(descending=True, stable=True)
-    listed = lengths[order].tolist()
-    begin = 0
-    while begin < len(listed):
-        count = sum(size >= share * listed[begin] for size in listed[begin:])
-        yield order[begin : begin + count].sort().values
-        begin += count
-
-
 @torch.no_grad()
 def target_log_likelihoods(
     read: Prefill, targets: Sequence[Tokens], *, tokens_at_once: int = 32, logits_at_once: int = 256
@@ -228,8 +113,8 @@ def target_log_likelihoods(
     The distribution is the model's own over the whole vocabulary, ``<pause>`` included, as in training.
 
     tokens_at_once: tokens of a row read in one pass, so that a short target is not padded to the longest.
-    logits_at_once: positions whose logits are in memory together (with GPT-2's vocabulary 256 of them are 100 MB in
-    float64). Neither changes a likelihood.
+    logits_at_once: positions whose logits are in memory together (256 of GPT-2's vocabulary are 100 MB in float64).
+    Neither changes a likelihood beyond rounding.
     """
     labels, lengths = (part.to(read.slots.device) for part in pad(targets, 0))
     sums = _log_probabilities(read.model, read.hidden, labels[:, 0], logits_at_once)
@@ -248,11 +133,12 @@ def target_log_likelihoods(
     return totals
 
 
-def _log_probabilities(model: FastDecoder, hidden: Tensor, tokens: Tensor, at_once: int) -> Tensor:
+def _log_probabilities(model: Model, hidden: Tensor, tokens: Tensor, at_once: int) -> Tensor:
     """float64 [N] of int64 [N] tokens after states [N, D]."""
     found = []
     for states, labels in zip(torch.split(hidden, at_once), torch.split(tokens, at_once), strict=True):
         logits = model.logits(states)
+        # A sum over 50,000 probabilities needs more than the 8 bits of bf16, whatever the model computes in.
         wide = logits if logits.dtype is torch.float64 else logits.float()
         found.append(-F.cross_entropy(wide, labels, reduction="none").double())
     return torch.cat(found)
