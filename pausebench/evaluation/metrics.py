@@ -157,8 +157,9 @@ def final_number(prediction: str, references: Sequence[str]) -> float:
     return float(number is not None and any(number == number_of(reference) for reference in references))
 
 
-@lru_cache(maxsize=1)
-def _rouge_scorer() -> Any:
+@lru_cache(maxsize=1)  # making one takes longer than scoring an answer
+def rouge_scorer() -> Any:
+    """The package's scorer. Raises BadInput where it is not installed."""
     try:
         from rouge_score.rouge_scorer import RougeScorer
     except ImportError as error:
@@ -171,7 +172,7 @@ def rouge1(prediction: str, references: Sequence[str]) -> float:
 
     Raises BadInput where the package is not installed.
     """
-    scorer = _rouge_scorer()
+    scorer = rouge_scorer()
     return max(float(scorer.score(reference, prediction)["rouge1"].fmeasure) for reference in references)
 
 
@@ -262,13 +263,10 @@ def mean_and_stderr(values: Sequence[float], groups: Sequence[str] = ()) -> tupl
     return mean, math.sqrt(math.fsum(deviation**2 for deviation in deviations) * count / (count - 1)) / n
 
 
-# ------------------------------
-# A test set's score with its standard error and its 95 % bootstrap interval.
-
 RESAMPLES = 2000
 CONFIDENCE = 0.95
 SEED = 0
-DRAWS_AT_ONCE = 2**18  # 2 MiB stay in a core's cache
+DRAWS_AT_ONCE = 2**18  # 2 MiB of random numbers, which a core's cache holds; no result depends on it
 
 
 class Estimate(NamedTuple):
@@ -283,38 +281,48 @@ class Estimate(NamedTuple):
     high: float
 
 
-def mean_estimate(values: Sequence[float], groups: Sequence[str] = ()) -> Estimate:
+def mean_estimate(values: Sequence[float], groups: Sequence[str] = (), draws_at_once: int = DRAWS_AT_ONCE) -> Estimate:
     """The mean over rows; stderr is that of `mean_and_stderr`.
 
     groups: ``Example.group`` of each row; none given, or a row whose group is "", is independent of all others.
     """
     mean, stderr = mean_and_stderr(values, groups)
     rows = torch.tensor([(value, 1.0) for value in values], dtype=torch.float64)
-    totals = _resampled_totals(rows, groups or [""] * len(values))
+    totals = _resampled_totals(rows, groups or [""] * len(values), draws_at_once)
     return Estimate(mean, stderr, *_percentiles(totals[:, 0] / totals[:, 1]))
 
 
-def macro_f1_estimate(chosen: Sequence[int], right: Sequence[int], groups: Sequence[str] = ()) -> Estimate:
-    """Macro F1 of `macro_f1`, which is no mean over rows: stderr is the deviation of the resampled scores."""
-    chosen_NC, right_NC = one_hot(torch.tensor([chosen, right]), max(*chosen, *right) + 1).double()
-    rows = torch.cat((chosen_NC * right_NC, chosen_NC + right_NC), dim=1)
-    totals = _resampled_totals(rows, groups or [""] * len(chosen)).view(RESAMPLES, 2, -1)
-    hits, occurrences = totals.unbind(1)
-    f1 = 2 * hits / occurrences.clamp(min=1)
-    resampled = f1.sum(1) / (occurrences > 0).sum(1)
+def macro_f1_estimate(
+    chosen: Sequence[int], right: Sequence[int], groups: Sequence[str] = (), draws_at_once: int = DRAWS_AT_ONCE
+) -> Estimate:
+    """Macro F1 of `macro_f1`. It is no mean over rows, so stderr is the deviation of the resampled scores."""
+    resampled = resampled_macro_f1(chosen, right, groups, draws_at_once)
     return Estimate(macro_f1(chosen, right), resampled.std().item(), *_percentiles(resampled))
 
 
-def _resampled_totals(rows_NF: Tensor, groups: Sequence[str]) -> Tensor:
-    """float64 [RESAMPLES, F]: sums of the rows of as many clusters as there are, drawn with replacement."""
+def resampled_macro_f1(
+    chosen: Sequence[int], right: Sequence[int], groups: Sequence[str] = (), draws_at_once: int = DRAWS_AT_ONCE
+) -> Tensor:
+    """float64 [RESAMPLES]: macro F1 of each resample, over the classes that occur in it."""
+    chosen_NC, right_NC = one_hot(torch.tensor([chosen, right]), max(*chosen, *right) + 1).double()
+    rows = torch.cat((chosen_NC * right_NC, chosen_NC + right_NC), dim=1)
+    totals = _resampled_totals(rows, groups or [""] * len(chosen), draws_at_once).view(RESAMPLES, 2, -1)
+    hits, occurrences = totals.unbind(1)
+    f1: Tensor = 2 * hits / occurrences.clamp(min=1)
+    return f1.sum(1) / (occurrences > 0).sum(1)
+
+
+def _resampled_totals(rows_NF: Tensor, groups: Sequence[str], draws_at_once: int) -> Tensor:
+    """float64 [RESAMPLES, F]: sums over the rows of C clusters drawn with replacement from the C clusters."""
     cluster_N = torch.tensor(cluster_numbers(groups))
     n_clusters = int(cluster_N.max()) + 1
     totals_CF = torch.zeros(n_clusters, rows_NF.shape[1], dtype=torch.float64).index_add_(0, cluster_N, rows_NF)
     parts = []
     with _one_thread():
-        for resamples in torch.split(torch.arange(RESAMPLES), max(1, DRAWS_AT_ONCE // n_clusters)):
+        for resamples in torch.split(torch.arange(RESAMPLES), max(1, draws_at_once // n_clusters)):
             drawn = (uniform(SEED, "bootstrap", resamples, n_clusters) * n_clusters).long()
-            drawn += torch.arange(len(resamples))[:, None] * n_clusters  # one count over all resamples at once
+            # Clusters of each resample get numbers of their own, so that one bincount counts all resamples.
+            drawn += torch.arange(len(resamples))[:, None] * n_clusters
             times_drawn = torch.bincount(drawn.flatten(), minlength=drawn.numel()).view_as(drawn)
             parts.append(times_drawn.double() @ totals_CF)
     return torch.cat(parts)
@@ -322,7 +330,7 @@ def _resampled_totals(rows_NF: Tensor, groups: Sequence[str]) -> Tensor:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Thousands of small operations: spread over cores that other processes hold, they took twenty times as long."""
+    """Run small operations on one core: spread over cores that other processes use, they took twenty times as long."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

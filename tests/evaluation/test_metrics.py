@@ -314,7 +314,7 @@ def test_rouge1_by_hand(prediction: str, references: tuple[str, ...], expected: 
 
 
 def test_without_rouge_score_the_message_says_what_to_type(monkeypatch: pytest.MonkeyPatch) -> None:
-    metrics._rouge_scorer.cache_clear()
+    metrics.rouge_scorer.cache_clear()
     monkeypatch.setitem(sys.modules, "rouge_score.rouge_scorer", None)
     with pytest.raises(BadInput, match=r"pip install 'pausebench\[text\]'"):
         rouge1("one", ("one",))
