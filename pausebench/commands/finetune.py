@@ -13,7 +13,7 @@ from pausebench.data.task_rows import DatasetRows, GeneratedRows, open_task
 from pausebench.data.vocabulary import open_tokenizer
 from pausebench.errors import BadInput
 from pausebench.runs import lineage
-from pausebench.runs.folder import RunFolder
+from pausebench.runs.folder import RunFolder, variant
 from pausebench.tasks import TASKS
 from pausebench.training import start
 
@@ -69,7 +69,7 @@ def _train(
                 model,
                 device,
                 ranks,
-                variant=lineage.variant(parent.pretraining, config.longest),
+                variant=variant(parent.pretraining, config.longest),
                 pretraining=parent.pretraining,
                 parent=parent.name,
                 pretraining_seed=parent.seed,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import math
 import os
 import re
 import socket
@@ -26,6 +27,15 @@ def run_name(slug: str, identity: dict[str, Any]) -> str:
     """Readable slug + short hash of what determines the result: the same command finds its folder again."""
     canonical = json.dumps(identity | {"numerics": NUMERICS_VERSION}, sort_keys=True)
     return f"{re.sub(r'[^A-Za-z0-9_.-]', '_', slug)}-{hashlib.sha256(canonical.encode()).hexdigest()[:8]}"
+
+
+PRETRAINING_NAMES = {"std": "StdPT", "pause": "PausePT", "none": "NoPT"}
+
+
+def variant(pretraining: str, k: int) -> str:
+    """The paper's name of a combination (section 3.2); NoPT where finetuning starts from random weights."""
+    # A result from elsewhere may name a pretraining that we do not have; it is shown as it is.
+    return f"{PRETRAINING_NAMES.get(pretraining, pretraining)}_{'PauseFT' if k > 0 else 'StdFT'}"
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
@@ -56,6 +66,21 @@ def read_json(path: Path) -> Any:
         return None
     except (ValueError, OSError) as error:
         raise BadInput(f"{path} cannot be read ({error}). Delete it and type the same command again.") from None
+
+
+def read_if_whole(path: Path) -> Any:
+    """The content of a JSON file, or None where it is absent or unreadable."""
+    try:
+        return read_json(path)
+    except BadInput:
+        return None
+
+
+def finite(value: Any) -> float | None:
+    """A finite number as float, or None for anything else that a run may have written."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
 
 
 class RunFolder:

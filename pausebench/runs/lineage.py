@@ -22,7 +22,7 @@ from pausebench.config.help import choices
 from pausebench.config.options import plain
 from pausebench.config.training import FinetuneConfig, PretrainConfig, TrainingConfig
 from pausebench.errors import BadInput
-from pausebench.runs.folder import RunFolder, read_json, run_name
+from pausebench.runs.folder import RunFolder, read_json, run_name, variant
 
 
 def pretrain_folder(config: PretrainConfig) -> RunFolder:
@@ -53,12 +53,6 @@ def evaluate_folder(config: EvaluateConfig, run: str, placement: Placement, m: i
 
 def _what(*names: str) -> str:
     return "-".join(dict.fromkeys(names))
-
-
-def variant(pretraining: str, k: int) -> str:
-    """The paper's name of a combination (section 3.2); NoPT where finetuning starts from random weights."""
-    stage = {"std": "StdPT", "pause": "PausePT", "none": "NoPT"}[pretraining]
-    return f"{stage}_{'PauseFT' if k > 0 else 'StdFT'}"
 
 
 @dataclass(frozen=True)
