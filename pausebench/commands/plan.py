@@ -114,7 +114,7 @@ def smaller_versions(plan: Plan, config: PlanConfig, cells: Cells, device: Devic
     words = shlex.split(plan.command())[2:]
     offered: list[tuple[str, list[str]]] = []
     pretrain = next((c.config for c in plan.stages.get("pretrain", []) if isinstance(c.config, PretrainConfig)), None)
-    if pretrain is not None and not pretrain.embedded:
+    if pretrain is not None and not pretrain.text.embedded:
         tokens = TOKENS_A_PARAMETER * parameters(pretrain.model, vocabulary(pretrain))
         steps = round(tokens / (pretrain.train.batch_size * (pretrain.sequence_length or 0)))
         if steps < pretrain.train.steps:

@@ -21,11 +21,11 @@ from pausebench.data.batches import EncodedExamples, RowLayout
 from pausebench.data.examples import Tokens, encode, fit
 from pausebench.data.tokenizer import Tokenizer
 from pausebench.evaluation.batches import Reading, Together, reading_batches
-from pausebench.evaluation.generate import Answer, Prefill, decode, prefill, target_log_likelihoods
+from pausebench.evaluation.generate import Answer, decode, target_log_likelihoods
 from pausebench.evaluation.metrics import CHOICE_METRICS, METRICS, macro_f1_estimate, mean_estimate
-from pausebench.model.cache import slot_bytes
-from pausebench.model.decoder import Decoder
+from pausebench.model.base import Model
 from pausebench.model.flops import inference_flops, scoring_flops
+from pausebench.model.prefill import Prefill
 from pausebench.tasks import Example, Task
 
 PARTS = ("history", "context", "question")  # of an example; what may be cut, first to last
@@ -61,7 +61,7 @@ class Evaluator:
 
     def __init__(
         self,
-        model: Decoder,
+        model: Model,
         task: Task,
         examples: Sequence[Example],
         tokenizer: Tokenizer,
@@ -192,9 +192,7 @@ class Evaluator:
             return max(answer, min(self.max_length, max(map(len, targets))))
 
         most = max(layout.at(m).given for m in readings)
-        weight = self.model.token_embedding.weight
-        size = slot_bytes(self.model.config, weight.dtype, weight.device)
-        return reading_batches(readings, continuation, most, size, self.batch_size)
+        return reading_batches(readings, continuation, most, self.model.slot_bytes(), self.batch_size)
 
     def _targets(self, reading: Reading) -> Sequence[Tokens]:
         """What is scored behind a reading: every candidate, or the target alone."""
@@ -204,7 +202,7 @@ class Evaluator:
     def _prefill(self, layout: RowLayout, batch: Together) -> Prefill:
         prefixes = [reading.prefix for reading in batch.readings]
         rows = layout.inference_rows(EncodedExamples.of(prefixes, [[]] * len(prefixes), self.tokenizer.end_id))
-        return prefill(self.model, rows, layout.attention, layout.policy.pause_visibility, batch.slots)
+        return self.model.prefill(rows, layout.attention, layout.policy.pause_visibility, batch.slots)
 
     def _found(self, read: Prefill, layout: RowLayout, batch: Together, means: bool, last: bool) -> list[Found]:
         """What each reading of a batch gives. means: whether answers are compared; last: the cache is free."""

@@ -10,10 +10,11 @@ from __future__ import annotations
 import math
 import re
 import string
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from decimal import Decimal
+from contextlib import contextmanager, suppress
+from decimal import Decimal, InvalidOperation
 from functools import lru_cache
 from itertools import combinations
 from typing import Any, NamedTuple
@@ -31,6 +32,7 @@ Choice = Callable[[Sequence[float], Sequence[int]], int]
 PUNCTUATION = str.maketrans("", "", string.punctuation)
 ARTICLES = re.compile(r"\b(a|an|the)\b")
 
+AUTHORS_NUMBER = re.compile(r"#### (-?[0-9.,]+)")  # GSM8K's own script: re.search, then commas are removed
 FINAL_MARK = "####"
 # A minus after a digit, a letter or a bracket subtracts ("16-3"), and after a minus it is a dash. A point that follows
 # a letter or a point ends a sentence ("is.5", "...5"). Commas belong to the number where they part thousands; behind
@@ -84,6 +86,24 @@ def squad_f1(prediction: str, references: Sequence[str]) -> float:
     return max(word_f1(words, squad_words(reference)) for reference in references)
 
 
+def decomposed(text: str) -> str:
+    """The text in Unicode's canonical decomposition (NFD): an accented letter becomes a letter and its accent."""
+    return unicodedata.normalize("NFD", text)
+
+
+def nq_exact_match(prediction: str, references: Sequence[str]) -> float:
+    """Exact match of Natural Questions' official script: SQuAD's, after NFD.
+
+    After NFD an accent ends a word, so that "à" alone loses its "a" as an article does.
+    """
+    return squad_exact_match(decomposed(prediction), [decomposed(reference) for reference in references])
+
+
+def nq_f1(prediction: str, references: Sequence[str]) -> float:
+    """F1 of the words that `nq_exact_match` compares; the official script has no F1."""
+    return squad_f1(decomposed(prediction), [decomposed(reference) for reference in references])
+
+
 def leave_one_out(scores: Sequence[float]) -> float:
     """CoQA's score against several annotators, from the score against each.
 
@@ -112,13 +132,17 @@ def coqa_f1(prediction: str, references: Sequence[str]) -> float:
 
 
 def number_of(text: str) -> Decimal | None:
-    """The number that a solution ends in, exact; None without one.
+    """The number that a solution ends in, exact; None if there is none.
 
-    It is the first behind the first "####", which is what GSM8K's authors read; a text without the mark, to them
-    invalid, gives its last number. Theirs must follow "#### " at once; here currency signs, words, Unicode's minus or
-    no space may stand between. What follows a number never changes it: not its unit, percent sign or full stop ("50%",
-    "5kg" and "5." are 50, 5 and 5), nor, as with the authors, the rest of an expression ("#### 3/4" is 3).
+    It is what GSM8K's authors read: the number directly after the first "#### " that a number follows. Their script
+    calls every other text invalid. Here such a text gives the first number anywhere after its first "####", with a
+    currency sign, words or Unicode's minus between them, and a text without the mark gives its last number. What
+    follows a number never changes it: "50%", "5kg" and "5." are 50, 5 and 5, and "#### 3/4" is 3.
     """
+    if authors := AUTHORS_NUMBER.search(text):
+        # What they read is no number in "#### 1.2.3" or "#### ..."; those are read like the invalid texts.
+        with suppress(InvalidOperation):
+            return Decimal(authors[1].replace(",", "").rstrip("."))
     _, mark, marked = text.partition(FINAL_MARK)
     numbers = [MARKED_NUMBER.search(marked)] if mark else list(NUMBER.finditer(text))
     found = numbers[-1] if numbers else None
@@ -156,6 +180,8 @@ METRICS: dict[str, Metric] = {
     "token_accuracy": token_accuracy,
     "squad_exact_match": squad_exact_match,
     "squad_f1": squad_f1,
+    "nq_exact_match": nq_exact_match,
+    "nq_f1": nq_f1,
     "coqa_exact_match": coqa_exact_match,
     "coqa_f1": coqa_f1,
     "final_number": final_number,

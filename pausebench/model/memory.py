@@ -16,10 +16,9 @@ from dataclasses import dataclass
 
 from pausebench.config.groups import ModelConfig, Parallel, Precision
 from pausebench.model.flops import parameters
+from pausebench.model.tuning import TUNING
 
 FLOAT32 = 4
-CHUNK_LOGITS, FLOAT32_LOGITS = 1 << 26, 1 << 24  # those of ``training.loss``, which imports torch
-LEAST_NUMBERS = 1 << 22  # that of ``model.decoder``
 
 
 @dataclass(frozen=True)
@@ -81,12 +80,12 @@ def step_memory(
         compute_weights = FLOAT32 * (V + model.max_positions + 2 + 4 * L) * d
 
     stream = N * FLOAT32 * d  # float32 [N, d], as blocks hand it on
-    lean = N * d >= LEAST_NUMBERS and not activation_checkpointing
+    lean = N * d >= TUNING.least_numbers and not activation_checkpointing
     block = N * block_activations(model, precision, lean)
     activations = L * (stream if activation_checkpointing else block) + stream  # and the input of the final norm
 
     states = N * element * d  # hidden states in the arithmetic of the products, or their gradient
-    if N * V <= CHUNK_LOGITS // 2:
+    if TUNING.chunk_logits // 2 >= N * V:
         loss = max(
             states + 3 * FLOAT32 * N * V,
             2 * states + element * (N * V + head),
@@ -94,7 +93,7 @@ def step_memory(
         )
     else:
         chunk = _chunk(N, V)
-        normalised = (2 if bf16 else 1) * FLOAT32 * min(chunk, FLOAT32_LOGITS // V) * V
+        normalised = (2 if bf16 else 1) * FLOAT32 * min(chunk, TUNING.gpu_logits // V) * V
         loss = 2 * states + FLOAT32 * head + element * chunk * V + normalised
     if sharded and bf16:
         loss += element * head
@@ -111,7 +110,7 @@ def step_memory(
 
 def _chunk(N: int, V: int) -> int:
     """Positions whose logits the loss holds at once."""
-    return -(-N // -(-N // max(1, CHUNK_LOGITS // V)))
+    return -(-N // -(-N // max(1, TUNING.chunk_logits // V)))
 
 
 def block_activations(model: ModelConfig, precision: Precision = Precision.bf16, lean: bool = True) -> int:

@@ -14,11 +14,12 @@ from io import BytesIO, StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pausebench.config.pauses import PRETRAINING_NAMES
 from pausebench.report.comparisons import InstrumentCheck, baseline
 from pausebench.report.scores import ScoredStudy, Scores, Setting
 from pausebench.report.statistics import Summary, interval, number, plus_minus, report_extra, summarise
 from pausebench.report.tables import better_arms, placed_label, with_references
-from pausebench.runs.folder import PRETRAINING_NAMES, finite, read_metrics
+from pausebench.runs.folder import finite, read_metrics
 from pausebench.study.study import Arm
 from pausebench.tasks import published
 from pausebench.tasks.published import Published

@@ -29,15 +29,6 @@ def run_name(slug: str, identity: dict[str, Any]) -> str:
     return f"{re.sub(r'[^A-Za-z0-9_.-]', '_', slug)}-{hashlib.sha256(canonical.encode()).hexdigest()[:8]}"
 
 
-PRETRAINING_NAMES = {"std": "StdPT", "pause": "PausePT", "none": "NoPT"}
-
-
-def variant(pretraining: str, k: int) -> str:
-    """The paper's name of a combination (section 3.2); NoPT where finetuning starts from random weights."""
-    # A result from elsewhere may name a pretraining that we do not have; it is shown as it is.
-    return f"{PRETRAINING_NAMES.get(pretraining, pretraining)}_{'PauseFT' if k > 0 else 'StdFT'}"
-
-
 def write_atomically(path: Path, content: bytes | str) -> None:
     """Write to a neighbour, sync, rename. Raises ``RunFailed`` where the disk refuses (full, read-only)."""
     try:
@@ -90,6 +81,11 @@ class RunFolder:
         self.path = Path(runs) / command / name
         self.command = command
         self.name = name
+
+    @classmethod
+    def of(cls, runs: str | Path, command: str, slug: str, identity: dict[str, Any]) -> RunFolder:
+        """The folder of a run by what determines its result."""
+        return cls(runs, command, run_name(slug, identity))
 
     @property
     def result(self) -> Any:

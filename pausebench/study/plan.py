@@ -22,6 +22,7 @@ from pausebench.study import trainings
 from pausebench.study.row_lengths import length_limit, row_lengths, vocabulary
 from pausebench.study.study import Arm, Cell, Panel, Primary, Stage, Study
 from pausebench.study.trainings import Training
+from pausebench.tasks import TASKS
 
 ANY_SEED = 2**31 - 1  # a cell is composed once with it, for all its seeds
 ON_OFF = {"std": "off", "pause": "on"}
@@ -86,7 +87,8 @@ class PlannedCommand:
             assert isinstance(self.config, FinetuneConfig)
             # Other runs in the folder may fit pretraining= as well; then the plan's own parent is named.
             try:
-                found = lineage.find_parent(self.config, open_tokenizer(self.config).fingerprint).name
+                choice, runs = self.config.parent, self.config.runs
+                found = lineage.find_parent(choice, runs, open_tokenizer(choice.text, runs).fingerprint).name
             except BadInput:
                 found = ""
             if found != self.parents[0].name:
@@ -252,7 +254,8 @@ class _Builder:
             # M = 0 inserts nothing, so all fillers share that evaluation; pauses of a model are the token it knows.
             filler = "pause" if m == 0 else finetuned.filler if filler == "pause" else filler
             evaluation = EvaluateConfig(runs=self._config.runs, run=run.name, filler=filler, limit=self._config.limit)
-            folder = lineage.evaluate_folder(evaluation, run.name, finetuned.placement, m)
+            identity = evaluation.identity(run.name, finetuned.placement, m)
+            folder = RunFolder.of(self._config.runs, "evaluate", evaluation.slug(run.name, m), identity)
             self._evaluations.setdefault((run.name, filler), {})[m] = folder
             arm = Arm(
                 pretraining=training.pretraining,
@@ -265,7 +268,7 @@ class _Builder:
                 control_k=training.control_k,
                 k_range=(finetuned.k_range[0], finetuned.k_range[1]) if finetuned.k_range else None,
             )
-            yield Cell(folder.name, training.task, finetuned.corpus_name, seed, arm)
+            yield Cell(folder.name, training.task, finetuned.text.name, seed, arm)
 
     def _matched(self, training: Training, seed: int) -> Training:
         """The controls ``layers`` and ``steps``: as dear as with K = ``control_k``, at inference or in training."""
@@ -318,19 +321,20 @@ class _Builder:
             parents.append(self._pretrained(training, config).folders[0])
             if self._ambiguous or training.pretrain or training.deeper:
                 overrides[overrides.index(start)] = override("init", str(parents[0].path))
-        name = parents[0].name if parents else None
-        parent = lineage.planned_parent(name, training.pretraining, config.pretraining_seed) if name else lineage.RANDOM
-        folder = lineage.finetune_folder(config, parent)
+        parent = parents[0].name if parents else lineage.RANDOM.name
+        identity = config.identity(parent, TASKS[training.task].version)
+        folder = RunFolder.of(config.runs, "finetune", config.slug(training.pretraining), identity)
         return self._finetunes.setdefault(folder.name, PlannedCommand("finetune", overrides, [folder], parents, config))
 
     def _pretrained(self, training: Training, finetuned: FinetuneConfig) -> PlannedCommand:
         """The parent's command, composed once for all the finetunings that share it."""
-        own = [*lineage.data_overrides(finetuned), f"pause={ON_OFF[training.pretraining]}"]
+        pause = f"pause={ON_OFF[training.pretraining]}"
+        own = [*lineage.data_overrides(finetuned.text, finetuned.model.name), pause]
         more = [*training.pretrain, *self._config.overrides, *self._config.pretrain_overrides, *training.deeper]
         overrides = list(dict.fromkeys([*own, f"seed={finetuned.pretraining_seed}", *more]))
         config, fixing = self._fixed(self._compose("pretrain", overrides), more)
         overrides += fixing
-        folder = lineage.pretrain_folder(config)
+        folder = RunFolder.of(config.runs, "pretrain", config.slug, config.identity())
         return self._pretrains.setdefault(folder.name, PlannedCommand("pretrain", overrides, [folder], config=config))
 
     def _fixed(self, config: TrainedConfig, typed: Sequence[str]) -> tuple[TrainedConfig, list[str]]:

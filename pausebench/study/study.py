@@ -13,8 +13,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pausebench.config.pauses import PRETRAINING_NAMES, variant
 from pausebench.errors import BadInput
-from pausebench.runs.folder import PRETRAINING_NAMES, read_if_whole, variant
+from pausebench.runs.folder import read_if_whole
 
 PAUSE = "<pause>"
 

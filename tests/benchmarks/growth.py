@@ -42,15 +42,16 @@ from pausebench.config.pauses import PausePolicy
 from pausebench.config.training import FinetuneConfig
 from pausebench.data.batch import Batch
 from pausebench.data.batches import DatasetBatches, RowLayout
-from pausebench.data.task_rows import DatasetRows, open_task
+from pausebench.data.task_rows import DatasetRows, GeneratedRows, open_task
 from pausebench.data.tokenizer import ByteTokenizer
 from pausebench.errors import BadInput
 from pausebench.evaluation.evaluator import Evaluator
+from pausebench.model import build
 from pausebench.model.attention import AttentionMask
-from pausebench.model.decoder import Decoder
+from pausebench.model.fast import FastDecoder
 from pausebench.runs.folder import RunFolder
 from pausebench.runs.lineage import find_parent
-from pausebench.training.loss import build_optimizer, summed_loss
+from pausebench.training.loss import build_optimizer
 
 MODEL = ModelConfig("small", 2, 2, 64, 256, 4096)
 SHORT_SECONDS = 0.3  # a run below it is repeated
@@ -128,18 +129,18 @@ def exponent(sizes: Sequence[int], costs: Sequence[float]) -> float:
 # The models' part
 
 
-def decoder() -> Decoder:
-    model = Decoder(MODEL, TOKENIZER.vocab_size)
+def decoder() -> FastDecoder:
+    model = build(MODEL, TOKENIZER.vocab_size)
     model.initialize(0)
     return model
 
 
-def step_of(model: Decoder, batch: Batch) -> Callable[[], None]:
+def step_of(model: FastDecoder, batch: Batch) -> Callable[[], None]:
     """An optimizer step; the first one, which allocates, is made here."""
     optimizer = build_optimizer(model, TrainConfig(steps=1, warmup_steps=0, lr=1e-3))
 
     def step() -> None:
-        (summed_loss(model, batch, torch.device("cpu")) / batch.supervised).backward()
+        (model.summed_loss(batch) / batch.supervised).backward()
         optimizer.step()
         optimizer.zero_grad()
 
@@ -159,14 +160,14 @@ def layout(k: int) -> RowLayout:
 
 
 def finetuning_step(k: int, folder: Path, batch_size: int = 16) -> Callable[[], None]:
-    rows = open_task(squad(folder, 100, 20))
+    rows = opened(squad(folder, 100, 20))
     assert isinstance(rows, DatasetRows)
     batches = DatasetBatches(rows, layout(k), TOKENIZER, 1024).batches(0, batch_size)
     return step_of(decoder(), batches.batch(1))
 
 
 def evaluation(m: int, folder: Path, test: int = 32, context: int = 400, batch_size: int = 16) -> Callable[[], None]:
-    rows, model = open_task(squad(folder, 100, test, context)), decoder()
+    rows, model = opened(squad(folder, 100, test, context)), decoder()
 
     def run() -> None:
         given = {"batch_size": batch_size, "max_length": 1024, "max_new_tokens": 4}
@@ -202,12 +203,16 @@ def squad(folder: Path, train: int, test: int, context: int = 400) -> FinetuneCo
     ).resolved()
 
 
+def opened(config: FinetuneConfig) -> GeneratedRows | DatasetRows:
+    return open_task(config.task, config.text)
+
+
 def start_up(train: int, folder: Path, context: int = 400, limit: int = 1024) -> Callable[[], None]:
     """Everything between the files and the first batch."""
     config = squad(folder, train, 100, context)
 
     def run() -> None:
-        rows = open_task(config)
+        rows = open_task(config.task, config.text)
         assert isinstance(rows, DatasetRows)
         DatasetBatches(rows, layout(10), TOKENIZER, limit).batches(0, 16).batch(1)
 
@@ -239,7 +244,7 @@ def parents(count: int, folder: Path, finetunings: int = 50) -> Callable[[], Non
     def search() -> None:
         for seed in range(finetunings):
             with contextlib.suppress(BadInput):
-                find_parent(replace(config, pretraining_seed=seed), TOKENIZER.fingerprint)
+                find_parent(replace(config.parent, seed=seed), config.runs, TOKENIZER.fingerprint)
 
     return search
 

@@ -36,9 +36,11 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(hub, name, refuse)
 
 
+@pytest.mark.slow
 def test_what_is_planned_is_what_runs_then_have(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Tokens and checkpoints of training, FLOPs of the answers; a cell that is done is paid."""
-    words = ["result=demo", "seeds=1", "gpu=cpu", "peak_tflops=0.1", "smaller=false", SHORT]
+    study = ["result=demo", "task=[parity]", "k=[0,8]", "seeds=1"]
+    words = [*study, "gpu=cpu", "peak_tflops=0.1", "smaller=false", SHORT]
     before = plan(tmp_path, *words)
     assert before["to_pay"] == before["total"] and not (tmp_path / "runs").exists()
     arm = ["model=mini", "world=count20"]
@@ -80,6 +82,7 @@ def test_the_plan_of_the_large_model_needs_no_network_and_pretraining_dominates(
     assert f"{hours:,.0f}" in out and f"{hours / 8 / 24:,.1f} days" in out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "whole"), [("gpu=h100 gpus=8", True), ("model=130m gpu=h100 smaller=false", False)]
 )
@@ -124,6 +127,7 @@ def test_a_model_that_fits_anywhere_has_no_table_of_memory(tmp_path: Path, capsy
     assert "memory of a device" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_each_smaller_version_costs_less_and_its_command_plans_the_same_cells(tmp_path: Path, offline: None) -> None:
     found = plan(tmp_path, "result=text", "model=1b", "data=hub", "seeds=4")
     assert [version["what"] for version in found["smaller"]] == [
@@ -140,6 +144,7 @@ def test_each_smaller_version_costs_less_and_its_command_plans_the_same_cells(tm
     assert plan(tmp_path, *words, "smaller=false")["total"] == version["total"]
 
 
+@pytest.mark.slow
 def test_another_device_and_a_given_peak_change_the_time_and_nothing_else(tmp_path: Path, offline: None) -> None:
     words = ["result=text", "model=130m", "data=hub", "seeds=1", "smaller=false"]
     fast, slow, given = (plan(tmp_path, *words, *more) for more in ([], ["gpu=a100"], ["peak_tflops=494.5"]))

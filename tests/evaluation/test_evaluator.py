@@ -20,10 +20,12 @@ from pausebench.data.batches import EncodedExamples, RowLayout
 from pausebench.data.tokenizer import WordTokenizer
 from pausebench.evaluation import generate as generation
 from pausebench.evaluation.evaluator import Evaluator
-from pausebench.evaluation.generate import Answer, Prefill, generate, greedy, prefill, target_log_likelihoods
+from pausebench.evaluation.generate import Answer, generate, greedy, target_log_likelihoods
 from pausebench.evaluation.metrics import exact_match, mean_and_stderr, token_accuracy
 from pausebench.model.attention import AttentionMask
 from pausebench.model.decoder import Decoder
+from pausebench.model.fast import FastDecoder
+from pausebench.model.prefill import Prefill
 from pausebench.pauses import Role, Rows, inference_rows
 from pausebench.tasks import TASKS, Example, Task
 from pausebench.worlds.counting import TEST_SEED, Row, World, build_world
@@ -462,13 +464,15 @@ def prefixes_read(evaluator: Evaluator, layout: RowLayout, monkeypatch: pytest.M
     """What stands before the pauses when decoding begins, sorted by text."""
     read = []
 
-    def recorded(model: Decoder, rows: Rows, *given: Any) -> Prefill:
+    prefill = FastDecoder.prefill
+
+    def recorded(model: FastDecoder, rows: Rows, *given: Any) -> Prefill:
         for ids, length in zip(rows.input_ids.tolist(), rows.lengths.tolist(), strict=True):
             assert ids[length - M : length] == [TOKENIZER.pause_id] * M
             read.append(TOKENIZER.decode(ids[: length - M]))
         return prefill(model, rows, *given)
 
-    monkeypatch.setattr("pausebench.evaluation.evaluator.prefill", recorded)
+    monkeypatch.setattr(FastDecoder, "prefill", recorded)
     evaluator.evaluate(layout, M)
     monkeypatch.undo()
     return sorted(read)
@@ -587,7 +591,7 @@ def test_log_likelihoods_of_all_answers_sum_to_one(make_decoder: Models, world_c
     layout = layout_of(PARITY, world)
     prefixes = [world.tokenizer.encode("1 0 1 PAR")] * 64
     rows = layout.inference_rows(EncodedExamples.of(prefixes, [[]] * 64, world.tokenizer.end_id))
-    read = prefill(model, rows, layout.attention, layout.policy.pause_visibility, 5)
+    read = model.prefill(rows, layout.attention, layout.policy.pause_visibility, 5)
     totals = target_log_likelihoods(read, [[token] for token in range(64)])
     assert sum(map(math.exp, totals)) == pytest.approx(1.0, rel=1e-5)
 
@@ -643,7 +647,9 @@ def test_a_model_that_knows_the_answer_scores_one(
     read: list[int] = []
     prefixes: list[str] = []
 
-    def recorded(model: Decoder, rows: Rows, *given: Any) -> Prefill:
+    prefill = FastDecoder.prefill
+
+    def recorded(model: FastDecoder, rows: Rows, *given: Any) -> Prefill:
         lengths = rows.lengths.tolist()
         read.extend(lengths)
         prefixes[:] = [
@@ -654,7 +660,7 @@ def test_a_model_that_knows_the_answer_scores_one(
     def knowing(*_: Any, **__: Any) -> list[Answer]:
         return [Answer(world.tokenizer.encode(targets[prefix]), 0.0) for prefix in prefixes]
 
-    monkeypatch.setattr("pausebench.evaluation.evaluator.prefill", recorded)
+    monkeypatch.setattr(FastDecoder, "prefill", recorded)
     monkeypatch.setattr("pausebench.evaluation.evaluator.decode", knowing)
     result, predictions = evaluated(model, RAGGED, world, layout_of(RAGGED, world), 7, 0)
     assert read != [1 + len(row["prefix"].split()) for row in predictions]

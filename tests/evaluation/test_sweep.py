@@ -16,11 +16,14 @@ from pausebench.config.pauses import PausePolicy
 from pausebench.data.batches import EncodedExamples, RowLayout
 from pausebench.data.examples import Tokens
 from pausebench.data.tokenizer import WordTokenizer
-from pausebench.evaluation import batches, evaluator, generate
+from pausebench.evaluation import batches, generate
 from pausebench.evaluation.batches import Reading, Together, reading_batches
 from pausebench.evaluation.evaluator import Evaluator, prefix_is_shared
-from pausebench.evaluation.generate import Prefill, decode, prefill, target_log_likelihoods
+from pausebench.evaluation.generate import decode, target_log_likelihoods
 from pausebench.model.decoder import Decoder
+from pausebench.model.fast import FastDecoder
+from pausebench.model.prefill import Prefill
+from pausebench.model.tuning import Tuning
 from pausebench.pauses import Rows
 from pausebench.tasks import TASKS, Example, Task
 
@@ -79,7 +82,8 @@ def model(make_decoder: Models) -> Decoder:
     return make_decoder(16, seed=10, embedding_std=0.2, linear_gain=3.0)
 
 
-@pytest.mark.parametrize(("task", "examples"), [(TASKS["squad"], texts(12)), (SCORED, choices(12))])
+@pytest.mark.slow
+@pytest.mark.parametrize(("task", "examples"), [(TASKS["squad"], texts(7)), (SCORED, choices(7))])
 def test_a_sweep_gives_each_m_what_it_gets_alone(model: Decoder, task: Task, examples: list[Example]) -> None:
     """Every kind of prefix, visibility, placement, cue and shift; in the order asked for."""
     for layout in LAYOUTS:
@@ -94,11 +98,13 @@ def test_a_sweep_gives_each_m_what_it_gets_alone(model: Decoder, task: Task, exa
 def test_a_sweep_with_causal_prefixes_reads_each_prefix_once(model: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
     read = []
 
-    def recorded(model: Decoder, rows: Rows, *given: Any) -> Prefill:
+    prefill = FastDecoder.prefill
+
+    def recorded(model: FastDecoder, rows: Rows, *given: Any) -> Prefill:
         read.extend(rows.lengths.tolist())
         return prefill(model, rows, *given)
 
-    monkeypatch.setattr(evaluator, "prefill", recorded)
+    monkeypatch.setattr(FastDecoder, "prefill", recorded)
     examples = [Example(words(length, random.Random(length)), "w1", ("w1",)) for length in range(1, 11)]
     causal, both = (RowLayout(PausePolicy(k=0), kind, torch.zeros(0, dtype=torch.int64), 15, 14) for kind in KINDS)
     list(evaluator_of(model, examples, TASKS["squad"]).sweep(causal, COUNTS))
@@ -139,7 +145,7 @@ def test_candidates_behind_one_prefix_score_as_each_does_alone(model: Decoder) -
 
 def prefilled(model: Decoder, layout: RowLayout, prefixes: Sequence[Tokens]) -> Prefill:
     rows = layout.inference_rows(EncodedExamples.of(prefixes, [[]] * len(prefixes), 14))
-    return prefill(model, rows, layout.attention, layout.policy.pause_visibility, rows.input_ids.shape[1] + 12)
+    return model.prefill(rows, layout.attention, layout.policy.pause_visibility, rows.input_ids.shape[1] + 12)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS[::3])
@@ -166,16 +172,15 @@ def test_tokens_behind_a_prefill_get_the_states_of_one_pass_over_the_whole_row(
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_rows_read_beside_others_of_like_length_are_read_as_all_at_once(
-    model: Decoder, layout: RowLayout, monkeypatch: pytest.MonkeyPatch
+    make_decoder: Models, layout: RowLayout
 ) -> None:
     draw = random.Random(5)
     prefixes = [[draw.randrange(14) for _ in range(draw.randint(1, 20))] for _ in range(9)]
     rows = layout.at(3).inference_rows(EncodedExamples.of(prefixes, [[]] * 9, 15))
-    exact = model.double()
     found = {}
     for share in (0.0, 0.85, 1.0):  # one pass, a few, one for each length
-        monkeypatch.setattr("pausebench.evaluation.generate.LIKE_LENGTH", share)
-        read = prefill(exact, rows, layout.attention, layout.policy.pause_visibility, rows.input_ids.shape[1] + 4)
+        exact = make_decoder(16, tuning=Tuning(like_prefixes=share), embedding_std=0.2, linear_gain=3.0).double()
+        read = exact.prefill(rows, layout.attention, layout.policy.pause_visibility, rows.input_ids.shape[1] + 4)
         found[share] = decode(read, max_new_tokens=4, end_id=14, pause_id=15, limit=MAX_LENGTH)
     assert [answer.tokens for answer in found[0.85]] == [answer.tokens for answer in found[0.0]]
     assert [answer.tokens for answer in found[1.0]] == [answer.tokens for answer in found[0.0]]

@@ -19,9 +19,10 @@ from pausebench.data.batches import EncodedExamples, RowLayout
 from pausebench.data.examples import Tokens
 from pausebench.data.tokenizer import WordTokenizer
 from pausebench.evaluation import evaluator
-from pausebench.evaluation.generate import Answer, Prefill, decode, generate, prefill, target_log_likelihoods
+from pausebench.evaluation.generate import Answer, decode, generate, target_log_likelihoods
 from pausebench.model.attention import AttentionMask
 from pausebench.model.decoder import Decoder
+from pausebench.model.fast import FastDecoder
 from pausebench.model.flops import (
     attended_pairs,
     equal_flops_layers,
@@ -33,9 +34,9 @@ from pausebench.model.flops import (
     scoring_flops,
     training_flops_per_token,
 )
+from pausebench.model.prefill import Prefill
 from pausebench.pauses import IGNORE_INDEX
 from pausebench.tasks import TASKS, Example
-from pausebench.training.loss import summed_loss
 
 Models = Callable[..., Decoder]
 V, END, PAUSE = 16, 14, 15
@@ -96,7 +97,7 @@ def test_where_nothing_is_predicted_the_step_is_cheaper_by_the_head_alone(make_d
     labels = torch.ones(rows, length, dtype=torch.int64)
     labels[:, ::10] = IGNORE_INDEX
     batch = Batch(torch.ones(rows, length, dtype=torch.int64), labels, AttentionMask(AttentionKind.causal), length)
-    spent = counted(lambda: summed_loss(model, batch, torch.device("cpu")).backward())
+    spent = counted(lambda: model.summed_loss(batch).backward())
     formula = rows * length * training_flops_per_token(model.config, V, length)
     assert formula - spent == 6 * V * model.config.d_model * int((labels == IGNORE_INDEX).sum())
 
@@ -152,7 +153,7 @@ def test_a_finetuning_row_costs_what_torch_counts(make_decoder: Models, kind: At
     batch: Batch = layout_of(kind, k, cue).packed_batch(example(11, 4))
 
     def step() -> None:
-        summed_loss(model, batch, torch.device("cpu")).backward()
+        model.summed_loss(batch).backward()
 
     length = 11 + k + cue + 4 - 1
     pairs = attended_pairs(11 + k, cue + 3, kind)
@@ -170,7 +171,7 @@ def test_candidates_cost_one_pass_over_their_prefix_and_one_over_each(
     rows, given = layout_of(kind, m, cue).inference_rows(example(8, 1)), 8 + m + cue
 
     def scored() -> None:
-        read = prefill(model, rows, kind, PauseVisibility.all, given + 5)
+        read = model.prefill(rows, kind, PauseVisibility.all, given + 5)
         for candidate in candidates:
             target_log_likelihoods(read, [[1] * candidate])
 
@@ -226,6 +227,8 @@ def test_a_decoded_result_says_what_its_windows_and_answers_cost(
     spent: list[int] = []
     lengths = []
 
+    prefill = FastDecoder.prefill
+
     def reading(*given: Any) -> Prefill:
         found = []
         spent.append(counted(lambda: found.append(prefill(*given))))
@@ -237,7 +240,7 @@ def test_a_decoded_result_says_what_its_windows_and_answers_cost(
         lengths.extend(len(answer.tokens) for answer in answers)
         return answers
 
-    monkeypatch.setattr(evaluator, "prefill", reading)
+    monkeypatch.setattr(FastDecoder, "prefill", reading)
     monkeypatch.setattr(evaluator, "decode", decoding)
     model = make_decoder(V, seed=4, embedding_std=0.2, linear_gain=3.0)
     examples = [Example("w1 w2", "w3", ("w3",), context="w4 w5 w6 " * size) for size in range(1, 25)]
@@ -251,6 +254,8 @@ def test_a_decoded_result_says_what_its_windows_and_answers_cost(
 def test_a_scored_result_says_what_its_candidates_cost(make_decoder: Models, monkeypatch: pytest.MonkeyPatch) -> None:
     spent: list[float] = []
 
+    prefill = FastDecoder.prefill
+
     def reading(*given: Any) -> Prefill:
         found = []
         spent.append(counted(lambda: found.append(prefill(*given))))
@@ -262,7 +267,7 @@ def test_a_scored_result_says_what_its_candidates_cost(make_decoder: Models, mon
         spent[-1] -= within_answer(read.model.config, len(targets[0]) - 1)
         return found
 
-    monkeypatch.setattr(evaluator, "prefill", reading)
+    monkeypatch.setattr(FastDecoder, "prefill", reading)
     monkeypatch.setattr(evaluator, "target_log_likelihoods", scoring)
     options = ("w1", "w2 w3 w4", "w5 w6")
     examples = [Example("w7 " * size, options[size % 3], ("w1",), options) for size in range(1, 9)]

@@ -230,9 +230,10 @@ def test_the_power_of_a_family_is_told_at_its_first_step() -> None:
     assert family_power_line([paired_comparison({}, {})] * 2) is None
 
 
+@pytest.mark.slow
 def test_a_family_of_nulls_is_rarely_and_a_planted_one_often_called_different(tmp_path: Path) -> None:
     """Through run folders and the report's own reading; uncorrected, 37 of 100 null families would have a finding."""
-    draws, null, planted = 150, Design(5, (10,)), Design(5, (10,), 0.05, 1)
+    draws, null, planted = 60, Design(5, (10,)), Design(5, (10,), 0.05, 1)
     tallies = [Tally(null), Tally(planted)]
     write_plans(tmp_path, (null, planted))
     noise = random.Random(0)

@@ -18,7 +18,7 @@ from pausebench.data.batches import EncodedExamples, RowLayout
 from pausebench.data.examples import Tokens, encode, fit
 from pausebench.data.task_rows import DatasetRows, open_task
 from pausebench.evaluation.generate import generate
-from pausebench.model.decoder import Decoder
+from pausebench.model.fast import FastDecoder
 from pausebench.model.flops import inference_flops
 from pausebench.runs import lineage
 from pausebench.tasks import TASKS
@@ -46,7 +46,8 @@ def run(setting: Setting) -> list[Line]:
 def _task(setting: Setting, task: str) -> list[Line]:
     given, new_tokens = setting.options, setting.options.new_tokens or NEW_TOKENS[task]
     config = setting.finetuning(task, 1)
-    rows, layout = open_task(config), RowLayout.of(config.policy, config.prefix, TASKS[task], setting.tokenizer)
+    rows = open_task(config.task, config.text)
+    layout = RowLayout.of(config.policy, config.prefix, TASKS[task], setting.tokenizer)
     assert isinstance(rows, DatasetRows)
     room = length_limit(config, lineage.RANDOM)[0] - layout.given - new_tokens
     examples = encode(rows.test()[: given.rows], rows.task, setting.tokenizer)
@@ -95,7 +96,7 @@ def _task(setting: Setting, task: str) -> list[Line]:
     ]
 
 
-def our_decoding(model: Decoder, layout: RowLayout, pause_id: int, new_tokens: int) -> Decode:
+def our_decoding(model: FastDecoder, layout: RowLayout, pause_id: int, new_tokens: int) -> Decode:
     """``generate`` with an end token that is never emitted: ``<pause>``."""
 
     def decode(prefixes: Sequence[Tokens]) -> list[list[int]]:
