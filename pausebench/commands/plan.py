@@ -52,7 +52,7 @@ def run(config: PlanConfig, cells: Cells) -> dict[str, Any]:
     planned = planned_cells(plan, config, device)
     versions = smaller_versions(plan, config, cells, device) if config.smaller else []
     console = Console(highlight=False, markup=False)
-    command = plan.as_json("")["command"]
+    command = plan.command()
     console.print(f"{command}\n{_assumptions(config, device)}\n", soft_wrap=True)
     console.print(_stage_table(planned, config))
     for line in [*_remarks(plan, planned, config, device), ""]:
@@ -111,7 +111,7 @@ def planned_cells(plan: Plan, config: PlanConfig, device: Device) -> list[Planne
 
 def smaller_versions(plan: Plan, config: PlanConfig, cells: Cells, device: Device) -> list[Version]:
     """Fewer tokens, tasks or seeds, or the smaller of the paper's models: those that make this study smaller."""
-    words = shlex.split(plan.as_json("")["command"])[2:]
+    words = shlex.split(plan.command())[2:]
     offered: list[tuple[str, list[str]]] = []
     pretrain = next((c.config for c in plan.stages.get("pretrain", []) if isinstance(c.config, PretrainConfig)), None)
     if pretrain is not None and not pretrain.text.embedded:
@@ -126,7 +126,7 @@ def smaller_versions(plan: Plan, config: PlanConfig, cells: Cells, device: Devic
             )
     if len(study_seeds(config)) > 3:
         offered.append(("three seeds", [*(word for word in words if not word.startswith("seeds=")), "seeds=3"]))
-    tasks = list(dict.fromkeys(str(cell["task"]) for panel in plan.panels for cell in panel["cells"]))
+    tasks = list(dict.fromkeys(cell.task for panel in plan.panels for cell in panel.cells))
     if len(tasks) > 2:
         kept = [word for word in words if not word.startswith("task=")]
         offered.append(("two tasks", [*kept, f"task=[{','.join(tasks[:2])}]"]))
