@@ -1,4 +1,4 @@
-"""What a run says while it works: one live line on a terminal, plain lines elsewhere, nothing when quiet."""
+"""Progress of a run: one live line on a terminal, plain lines elsewhere, nothing with quiet=true."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ class LiveLine:
         """seconds: the least time between two lines where there is no terminal."""
         self.quiet = quiet
         self._seconds, self._shown = seconds, time.monotonic()
+        # stderr, so that what a command prints can be piped; no highlighting, which colours every number.
         self._console = Console(stderr=True, highlight=False)
         live = self._console.is_terminal and not quiet
         self._live = Live(console=self._console, refresh_per_second=4) if live else None
@@ -42,7 +43,8 @@ class LiveLine:
             self._console.print(line, soft_wrap=True, markup=False)
 
     def say(self, line: str) -> None:
-        """A line that stays, even in a quiet run: something the user has to know."""
+        """Print a line that stays, even with quiet=true: something the user has to know."""
+        # No markup: rich would take the brackets of a list in a command for a style and drop them.
         self._console.print(line, soft_wrap=True, markup=False)
 
 
@@ -59,6 +61,7 @@ class Progress(LiveLine):
         if self.quiet:
             return
         now, step = time.monotonic(), row["step"]
+        # Timed from the first update, since compiling the first step may take a minute; ``first`` is not 0 on a resume.
         began, first = self._began or (now, step)
         self._began = (began, first)
         remaining = (now - began) / (step - first) * (self._steps - step) if step > first else None
@@ -73,7 +76,7 @@ class Progress(LiveLine):
         self.show(line)
 
     def already_done(self, folder: RunFolder, profile: bool) -> dict[str, Any]:
-        """Say that nothing is to do; what the command returns."""
+        """Say that there is nothing to do; returns what the command returns."""
         if not self.quiet:
             self.say(f"already done: {folder.path}")
         if profile:
@@ -84,7 +87,7 @@ class Progress(LiveLine):
         self.say(f"profile=true: the run is done, and nothing is left to profile. Type {fix}.")
 
     def done(self, folder: RunFolder, result: dict[str, Any]) -> dict[str, Any]:
-        """Say where the run stands; what the command returns."""
+        """Say where the run's folder is; returns what the command returns."""
         if not self.quiet:
             self.say(f"done: step {result['step']}, validation loss {result['validation_loss']:.4f}, {folder.path}")
         return {"names": [folder.name]}

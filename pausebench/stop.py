@@ -1,6 +1,7 @@
-"""Ctrl-C, SIGTERM, a job that nears its time limit, a dead parent: noted here, obeyed by the trainer after its step.
+"""Requests to stop: Ctrl-C, SIGTERM, a job near its time limit, a dead parent.
 
-The request stays set for the life of the process: the cells that a sweep's worker would start next stop as well.
+They are noted here, and the trainer obeys after its step. A request stays for the life of the process, so the cells
+that a sweep's worker would start next stop as well.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ from types import FrameType
 from pausebench.errors import Interrupted
 
 _reason: str | None = None
-_parent = os.getppid()
+_parent = os.getppid()  # at import: when the parent dies, init or a subreaper takes its place
 
 
 def reason() -> str | None:
-    """Why this process has to stop (None: it has not). A sweep's or torchrun's worker has to when its parent died."""
+    """Why this process has to stop; None if it need not."""
+    # Workers only: a command in a shell may outlive it, as under nohup. A worker whose driver was killed would go on
+    # for hours with nobody to collect its result, and hold its run's lock.
     if _reason is None and _is_worker() and os.getppid() != _parent:
         return "the process that started this worker died"
     return _reason
@@ -32,21 +35,20 @@ def _is_worker() -> bool:
 
 @contextmanager
 def watched(also: Callable[[], None] | None = None, saves: bool = True) -> Iterator[None]:
-    """Within: the first SIGINT or SIGTERM is noted, a second Ctrl-C interrupts at once. Restores the handlers, but in a
-    sweep's worker: there a Ctrl-C between two cells would kill the worker, and the launcher its neighbour with it.
+    """Within it the first SIGINT or SIGTERM is noted, and a second Ctrl-C interrupts at once.
 
-    ``also`` is called with the first one (a driver passes the word on to its workers). Raises ``Interrupted`` when
-    this process was already asked to stop.
-
-    A launcher's own handler of SIGUSR1 or SIGUSR2 queues the job again and exits: it is called when the work has saved
-    and raised ``Interrupted``. Work that saves nothing on its way (``saves=False``) leaves it in place.
+    ``also`` is called at the first request (a driver passes it on to its workers). ``saves=False`` is for work without
+    checkpoints. Raises ``Interrupted`` if this process was already asked to stop.
     """
     if (asked := reason()) is not None:
-        raise Interrupted(f"{asked}: not started. Type the same command to go on.")
+        raise Interrupted(f"{asked}: not started. Type the same command to resume.")
+    # Python lets only the main thread set handlers.
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
+    # submitit sends SIGUSR2 (or SIGUSR1) before the time limit, and its handler requeues the job and exits. Work that
+    # saves takes the signal over and calls that handler when its checkpoint is written.
     user_signals = (signal.SIGUSR1, signal.SIGUSR2) if saves else ()
     launcher = {int(number): handler for number in user_signals if callable(handler := signal.getsignal(number))}
     requeue: list[int] = []
@@ -70,12 +72,13 @@ def watched(also: Callable[[], None] | None = None, saves: bool = True) -> Itera
             launcher[requeue[0]](requeue[0], None)
         raise
     finally:
+        # A sweep's worker keeps the handlers: a Ctrl-C between two cells would kill it, and joblib then kills the rest.
         if multiprocessing.parent_process() is None:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
 
 def clear() -> None:
-    """Forget a request (a process that catches ``Interrupted`` and goes on, as the tests do)."""
+    """Forget a request: for a process that catches ``Interrupted`` and continues, as the tests do."""
     global _reason
     _reason = None
