@@ -228,7 +228,7 @@ def _is_alive(owner: dict[str, Any]) -> bool:
 # Files that are whole or absent: written under another name, synced, renamed.
 
 
-def write_whole(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: bytes | bytearray) -> None:
     """Write to a neighbour, sync, rename; no neighbour is left behind. Raises ``OSError``."""
     temporary = temporary_path(path)
     try:
