@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 def run(config: FinetuneConfig) -> dict[str, Any]:
     """Train to the last step, or return the result that is already there."""
     rows, tokenizer = open_task(config.task, config.text), open_tokenizer(config.text, config.runs)
+    # The parent's name is part of this run's, so that it has to be found before anything can be called done.
     parent = lineage.find_parent(config.parent, config.runs, tokenizer.fingerprint)
     folder = folder_of(config, parent)
     progress = start.progress(folder.name, config.train.steps, config.quiet)
@@ -57,14 +58,17 @@ def _train(
     device = local_device(choose_device(config.device))
     with started(config.parallel, device, config.train.hang_seconds) as ranks:
         folder, fingerprint = folder_of(config, parent), rows.fingerprint(config.seed)
+        # Before any weight is made: a row that is too long would otherwise show after minutes of tokenising.
         check_length(config, rows, tokenizer, parent, config.longest, "k")
         layout = RowLayout.of(config.policy, config.prefix, rows.task, tokenizer)
         folder.check_fingerprint(fingerprint, config.data.allow_changed, "data.allow_changed=true")
         if ranks.is_first:
             say_skipped(rows, progress)
+        # One rank locks for all of them; two processes of two commands must never write into one folder.
         with ranks.on_first(folder.locked()), stop.watched(), cpu_threads(config.threads):
             model = _model(config, parent, tokenizer, device, ranks)
             batches, lengths = open_batches(config, rows, layout, tokenizer, parent, ranks.share)
+            # Before the first step, so that a run which is killed still says what it was.
             start.write_manifest(
                 folder,
                 plain(config),
@@ -76,6 +80,7 @@ def _train(
                 tokenizer=tokenizer.fingerprint,
                 data_fingerprint=fingerprint,
                 **rows.about(),
+                # As many as the first batch has; packed rows differ by a few from step to step.
                 tokens_per_step=batches.batch(1).input_ids.numel(),
                 **lengths,
             )
@@ -156,6 +161,7 @@ def open_batches(
     """The training batches, and how many rows of the training split were cut to fit or left out of them."""
     from pausebench.data.batches import DatasetBatches, generated_batches
 
+    # Generated rows have one length: there is nothing to pack and nothing to cut.
     if isinstance(rows, GeneratedRows):
         return generated_batches(rows, layout, config.seed, config.train.batch_size, share), {}
     limit, _ = length_limit(config, parent)
@@ -169,6 +175,7 @@ def open_batches(
 def length_limit(config: FinetuneConfig, parent: lineage.Parent) -> tuple[int, str]:
     """(The most tokens a row may have, why)."""
     limit = config.model.max_positions
+    # Learned positions past the pretrained length are still random numbers.
     if config.length_limit is LengthLimit.pretrained and parent.length is not None and parent.length < limit:
         return parent.length, f"{parent.name} was pretrained with {parent.length} (length_limit=positions lifts that)"
     return limit, f"model={config.model.name} has {limit} positions"
@@ -192,9 +199,11 @@ def check_length(
     limit, reason = length_limit(config, parent)
     cue = len(tokenizer.encode(rows.task.cue))
     sizes = [
+        # The turns can go, and windows take half of the context at a time; the question has to stay whole.
         (len(example.question) + len(example.context) // 2, cue + len(example.target))
         for example in encode(rows.sample(), rows.task, tokenizer)
     ]
+    # The median: one long row is cut, a long typical row would make a study of cut rows.
     prefix, answer = sorted(sizes, key=sum)[len(sizes) // 2]
     if prefix + pauses + answer > limit:
         raise BadInput(

@@ -29,6 +29,7 @@ def run(config: PretrainConfig) -> dict[str, Any]:
     if folder.result is not None:
         fingerprint, _ = open_text(config, open_tokenizer(config.text, config.runs))
         folder.check_fingerprint(fingerprint, config.data.allow_changed, "data.allow_changed=true")
+        # Data may have changed under a finished run, and its name does not show it; hence the check above.
         return progress.already_done(folder, config.profile)
     return _train(folder, config, progress)
 
@@ -54,6 +55,7 @@ def _train(folder: RunFolder, config: PretrainConfig, progress: Progress) -> dic
                 precision=config.precision,
                 recompute=config.train.activation_checkpointing,
             )
+            # Before the first step, so that a run which is killed still says what it was.
             start.write_manifest(
                 folder,
                 plain(config),
@@ -62,6 +64,7 @@ def _train(folder: RunFolder, config: PretrainConfig, progress: Progress) -> dic
                 ranks,
                 variant=config.variant,
                 pretraining="pause" if config.pause.enabled else "std",
+                # The same keys as of a finetuning: whoever reads manifests need not ask which it is.
                 parent=None,
                 corpus=config.text.name,
                 sequence_length=config.sequence_length,
@@ -69,6 +72,7 @@ def _train(folder: RunFolder, config: PretrainConfig, progress: Progress) -> dic
                 data_fingerprint=fingerprint,
                 tokens_per_step=config.train.batch_size * (config.sequence_length or 0),
             )
+            # Asked here, where the config is: the same run in the other precision has another name.
             twin = folder_of(replace(config, precision=config.precision.other))
             start.say_precision(progress, config.precision, config.model, config.device, twin)
             result = start.train(
@@ -95,10 +99,12 @@ def folder_of(config: PretrainConfig) -> RunFolder:
 
 def open_text(config: PretrainConfig, tokenizer: Tokenizer) -> tuple[str, World | PreparedText | Corpus]:
     """The text with its fingerprint: a generated world, prepared shards or a corpus."""
+    # The counting worlds are drawn row by row. The English world is text, and tokenised like any corpus.
     if config.text.embedded and config.world.kind != "english":
         world = build_world(config.world)
         return corpus_fingerprint(world, config.seed), world
     if config.corpus.prepared:
+        # Looked for before the corpus: prepared text needs neither the network nor the original files.
         prepared = shards.find(config.text, config.runs, tokenizer)
         return prepared.fingerprint, prepared
     text = corpus.open_corpus(config.text)

@@ -24,6 +24,7 @@ from pausebench.study.study import Arm, Cell, Panel, Primary, Stage, Study
 from pausebench.study.trainings import Training
 from pausebench.tasks import TASKS
 
+# Composing takes Hydra tens of milliseconds, and a study has hundreds of cells that differ in the seed alone.
 ANY_SEED = 2**31 - 1  # a cell is composed once with it, for all its seeds
 ON_OFF = {"std": "off", "pause": "on"}
 
@@ -91,6 +92,8 @@ class PlannedCommand:
                 found = lineage.find_parent(choice, runs, open_tokenizer(choice.text, runs).fingerprint).name
             except BadInput:
                 found = ""
+            # ``pretraining=`` is shorter and is what the printed command has; it is kept wherever it finds the same
+            # parent.
             if found != self.parents[0].name:
                 own.append(override("init", str(self.parents[0].path)))
         return own
@@ -184,6 +187,7 @@ def study_precision(config: ReproduceConfig, cells: Cells, earlier: Mapping[str,
     earlier: the ``plan.json`` that this study has already; it decides, so that a study can change machines. Without one
     this machine does, or bf16 where the cells run on the nodes of a cluster, which this one need not resemble.
     """
+    # A plan older than this field was made when every wide cell was trained in bf16.
     if earlier is not None:
         return Precision(earlier.get("precision", Precision.bf16.value))
     return Precision.bf16 if cells.run_elsewhere or bfloat16_on(config.device).fast else Precision.fp32
@@ -227,9 +231,11 @@ class _Builder:
 
     def cells(self, wanted: Sequence[Training], panel: Mapping[str, Any]) -> tuple[Cell, ...]:
         """The evaluations of these trainings, for every seed of the panel."""
+        # The instrument check has seeds of its own; all other panels follow the study.
         seeds = list(panel.get("seeds", study_seeds(self._config)))
         found: dict[str, Cell] = {}
         for training in wanted:
+            # Lengths of rows do not depend on the seed, so that one serves for all.
             matched = self._matched(training, seeds[0])
             found |= {cell.name: cell for seed in seeds for cell in self._evaluated(matched, seed)}
         return tuple(found.values())
@@ -321,6 +327,7 @@ class _Builder:
             parents.append(self._pretrained(training, config).folders[0])
             if self._ambiguous or training.pretrain or training.deeper:
                 overrides[overrides.index(start)] = override("init", str(parents[0].path))
+        # A run's name holds its parent's, so that a changed pretraining changes the names of all that follow.
         parent = parents[0].name if parents else lineage.RANDOM.name
         identity = config.identity(parent, TASKS[training.task].version)
         folder = RunFolder.of(config.runs, "finetune", config.slug(training.pretraining), identity)
@@ -344,6 +351,7 @@ class _Builder:
         return replace(config, precision=self._precision), [f"precision={self._precision.value}"]
 
     def _compose(self, command: str, overrides: Sequence[str]) -> Any:
+        # Panels share cells, and the seeds of a cell share one composition.
         key = (command, *overrides)
         if key not in self._composed:
             self._composed[key] = self._cells.compose(command, [*overrides, override("runs", self._config.runs)])
@@ -375,10 +383,6 @@ def _evaluate_cell(
     return PlannedCommand("evaluate", overrides, [folders[m] for m in counts], [run.folders[0]], evaluation=evaluation)
 
 
-# ------------------------------
-# Cells as command lines that a user can paste.
-
-
 def as_commands(command: str, cells: Iterable[Sequence[str]], runs_root: str) -> list[str]:
     """Commands a user can paste, joined into ``-m`` lines wherever the cells form a product."""
     suffix = "" if runs_root == "runs" else f" {override('runs', runs_root)}"
@@ -398,6 +402,7 @@ def as_commands(command: str, cells: Iterable[Sequence[str]], runs_root: str) ->
 def _products(rows: Sequence[tuple[str, ...]]) -> list[list[list[str]]]:
     """Split rows into products, cutting along the column with the fewest values first."""
     columns = [list(dict.fromkeys(column)) for column in zip(*rows, strict=True)]
+    # As many rows as the product has: the rows are the product.
     if math.prod(len(column) for column in columns) == len(set(rows)):
         return [columns]
     index = min((i for i, column in enumerate(columns) if len(column) > 1), key=lambda i: len(columns[i]))

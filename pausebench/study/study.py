@@ -77,6 +77,7 @@ class Arm:
         parts = [self.variant]
         if self.k:
             parts.append(self.pauses)
+        # M is said only where it differs: that is what a reader looks for.
         if self.mt != self.k:
             parts.append(f"M={self.mt}" if self.filler in ("", PAUSE) else f"M={self.mt} of {self.filler}")
         if self.placement == "prepend":
@@ -99,6 +100,7 @@ class Arm:
     def from_json(cls, raw: dict[str, Any]) -> Arm:
         """The arm that a plan or a ``result.json`` tells; what it leaves out has the paper's value."""
         drawn = raw.get("k_range")
+        # With a drawn K, the most that a row had: it is the M of an evaluation that names none.
         k = int(drawn[1] if drawn else raw.get("k") or 0)
         mt = int(raw["mt"]) if raw.get("mt") is not None else k
         return cls(

@@ -14,6 +14,7 @@ from pausebench.config.commands import ReproduceConfig
 from pausebench.errors import BadInput
 from pausebench.study.study import CONTROLS
 
+# What a panel of conf/result may be; the report draws each kind in its own way.
 KINDS = ("bottleneck", "variants", "k_curve", "m_curve", "filler", "placement")
 SWEEPS_M = ("m_curve", "filler")  # the kinds in which M is not K
 OTHER_K = 10  # of a task that a list of K by task does not name
@@ -76,14 +77,17 @@ def of_controls(config: ReproduceConfig, source: Mapping[str, Any]) -> list[Trai
         if control not in CONTROLS:
             raise BadInput(f"controls={control}: allowed are {', '.join(CONTROLS)}. For example controls=[shifted].")
     found = []
+    # A control differs from the panel in one thing, so that it takes over whatever else the panel sets.
     own, parents = tuple(source.get("overrides", [])), tuple(source.get("pretrain_overrides", []))
     for task, world in itertools.product(tasks_of(source, config), source.get("world", [None])):
         counts = [k for k in pause_counts(source, config, task, "pause") if k]
         base = Training(task, world, "std", 0, finetune=own, pretrain=parents)
+        # The two ends that every control is read against. The primary panel has them too; they are run once.
         found += [base, *(replace(base, pretraining="pause", k=k) for k in counts)]
         for control in config.control_list:
             named = replace(base, control=control)
             paused = [replace(named, pretraining="pause", k=k) for k in counts]
+            # Hidden pauses cost the same computation and carry nothing: what is left of the effect is not in them.
             if control == "hidden_pretraining":
                 found += [replace(training, pretrain=(*training.pretrain, *HIDDEN)) for training in paused]
             elif control == "hidden_finetuning":
@@ -91,8 +95,10 @@ def of_controls(config: ReproduceConfig, source: Mapping[str, Any]) -> list[Trai
             elif control == "hidden":
                 both = [replace(training, pretrain=(*training.pretrain, *HIDDEN)) for training in paused]
                 found += [replace(training, finetune=(*training.finetune, *HIDDEN)) for training in both]
+            # One pause is a marker of where the answer begins, with next to no computation of its own.
             elif control == "one_pause":
                 found += [replace(named, pretraining=pretraining, k=1) for pretraining in ("std", "pause")]
+            # Pauses also move the answer to later positions. Here only the positions move.
             elif control == "shifted":
                 found += [
                     replace(named, pretraining=pretraining, finetune=(*named.finetune, f"shift={k}"), control_k=k)
@@ -116,6 +122,7 @@ def of_panel(name: str, panel: Mapping[str, Any], config: ReproduceConfig) -> li
         tasks_of(panel, config), panel.get("world", [None]), panel["pretraining"]
     ):
         for k in pause_counts(panel, config, task, pretraining):
+            # Without pauses there is nothing to place.
             for placement in panel.get("placement", ["append"]) if k else ["append"]:
                 training = Training(
                     task,
@@ -149,6 +156,7 @@ def pause_counts(panel: Mapping[str, Any], config: ReproduceConfig, task: str, p
         return list(dict.fromkeys([0, *listed] if pretraining == "std" else [k for k in listed if k]))
     if given is None or panel["kind"] in ("bottleneck", "filler"):
         return list(own)
+    # Only the pauses are replaced: without its K = 0 the panel would have nothing to compare them with.
     needed = [k for k in own if k == 0]
     return list(dict.fromkeys([*needed, *given]))
 
@@ -162,6 +170,7 @@ def _inference_counts(panel: Mapping[str, Any], config: ReproduceConfig, k: int)
         return tuple(dict.fromkeys([0, *config.mt_list] if panel["kind"] == "filler" else config.mt_list))
     if not isinstance(own, Mapping):
         return tuple(own)
+    # A K that the paper did not sweep gets the same shares of K as its own grid.
     return tuple(own[k]) if k in own else tuple(dict.fromkeys(round(share * k) for share in SHARES_OF_K))
 
 
