@@ -15,6 +15,7 @@ import json
 import re
 import zlib
 from collections.abc import Iterator, Mapping
+from itertools import chain, groupby
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -31,24 +32,23 @@ class Located(NamedTuple):
     where: str
 
 
-def read_split(root: Path, dataset: str, split: str, limit: int | None = None) -> Iterator[Located]:
-    """The rows of a split in order; of its first ``limit`` files where one is given.
+def read_split(root: Path, dataset: str, split: str) -> Iterator[Located]:
+    """The rows of a split in order.
 
     Raises ``BadInput`` for a missing folder, dataset or split, an empty one, and every kind of broken file.
     """
-    empty = True
-    paths = split_files(root, dataset, split)[:limit]
-    for path in paths:
-        for located in read_file(path):
-            empty = False
-            yield located
-    if empty:
+    paths = split_files(root, dataset, split)
+    rows = chain.from_iterable(map(read_file, paths))
+    first = next(rows, None)
+    if first is None:
         raise BadInput(f"{paths[0]} has no rows. Every split needs at least one.")
+    yield first
+    yield from rows
 
 
 def read_file(path: Path) -> Iterator[Located]:
     """The rows of one file of a split in order. Raises ``BadInput`` for every kind of broken file."""
-    return _READERS[_extension(path)](path)
+    return _READERS[_extension(path).partition(".")[0]](path)
 
 
 def has_split(root: Path, dataset: str, split: str) -> bool:
@@ -59,28 +59,26 @@ def has_split(root: Path, dataset: str, split: str) -> bool:
 
 def split_files(root: Path, dataset: str, split: str) -> list[Path]:
     """The files of a split, sorted by name. Raises ``BadInput`` when there is none, with what there is."""
+    # The outermost first: each complaint says what the level that was found does hold.
     if not root.is_dir():
         raise BadInput(f"data.root={root} is no folder; it has to hold {dataset}/{split}.jsonl.gz or the like.")
     folder = root / dataset
     if not folder.is_dir():
-        names = [path.name for path in _entries(root) if path.is_dir()]
-        raise BadInput(f"{folder} does not exist; data.root={root} holds {', '.join(names) or 'no folder'}.")
+        there = [path.name for path in _entries(root) if path.is_dir()]
+        raise BadInput(f"{folder} does not exist; data.root={root} holds {', '.join(there) or 'no folder'}.")
     found = _named(folder, split)
     if not found:
-        names = [path.name for path in _entries(folder)]
+        there = [path.name for path in _entries(folder)]
         raise BadInput(
             f"{folder} has no split {split}: looked for {split}.EXT and {split}-*.EXT with EXT one of "
-            f"{', '.join(EXTENSIONS)}; the folder holds {', '.join(names[:8]) or 'nothing'}."
+            f"{', '.join(EXTENSIONS)}; the folder holds {', '.join(there[:8]) or 'nothing'}."
         )
     # A download beside its unpacked copy would be read twice, and no score would say so.
+    names = ", ".join(path.name for path in found)
     if len({_extension(path) for path in found}) > 1:
-        raise BadInput(
-            f"{folder} has the split {split} in several formats: {', '.join(path.name for path in found)}. Keep one."
-        )
+        raise BadInput(f"{folder} has the split {split} in several formats: {names}. Keep one.")
     if len(found) > 1 and any(path.name == f"{split}.{_extension(path)}" for path in found):
-        raise BadInput(
-            f"{folder} has the split {split} whole and in parts: {', '.join(path.name for path in found)}. Keep either."
-        )
+        raise BadInput(f"{folder} has the split {split} whole and in parts: {names}. Keep either.")
     # Checked before the first row is read: a dangling link should not end a run in its third hour.
     for path in found:
         if not path.is_file():
@@ -210,26 +208,10 @@ def _parquet(path: Path) -> Iterator[Located]:
 
 
 def _text(path: Path) -> Iterator[Located]:
-    block: list[str] = []
-    first = 1
-    for number, line in _lines(path):
-        if line.strip():
-            first = first if block else number
-            block.append(line)
-        elif block:
-            yield Located({"text": "".join(block).rstrip("\r\n")}, f"{path}, line {first}")
-            block = []
-    if block:
-        yield Located({"text": "".join(block).rstrip("\r\n")}, f"{path}, line {first}")
+    for blank, block in groupby(_lines(path), lambda numbered: not numbered[1].strip()):
+        if not blank:
+            numbers, lines = zip(*block, strict=True)
+            yield Located({"text": "".join(lines).rstrip("\r\n")}, f"{path}, line {numbers[0]}")
 
 
-_READERS = {
-    "jsonl": _json_lines,
-    "jsonl.gz": _json_lines,
-    "jsonl.zst": _json_lines,
-    "json": _json_list,
-    "parquet": _parquet,
-    "txt": _text,
-    "txt.gz": _text,
-    "txt.zst": _text,
-}
+_READERS = {"jsonl": _json_lines, "json": _json_list, "parquet": _parquet, "txt": _text}

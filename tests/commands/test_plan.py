@@ -32,7 +32,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*given: Any, **options: Any) -> Any:
         raise AssertionError("the plan asked the hub")
 
-    for name in ("download", "load_split", "stream_split"):
+    for name in ("download", "load_split", "stream_file"):
         monkeypatch.setattr(hub, name, refuse)
 
 
