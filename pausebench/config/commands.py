@@ -10,6 +10,7 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
+from pausebench.config.devices import DEVICES
 from pausebench.config.groups import (
     Arithmetic,
     CorpusConfig,
@@ -209,12 +210,11 @@ class PlanConfig(ReproduceConfig):
     mfu: float = option(0.4, "share of the peak that is reached: an assumption, not measured on your machine")
     peak_tflops: float | None = option(None, "dense bf16 TFLOP/s of a device (none: the data sheet's)")
     answer_tokens: int | None = option(None, "tokens of a decoded answer (none: as long as the right answers)")
-    smaller: bool = option(True, "print smaller versions of the study and their cost as well")
     json: str | None = option(None, "write every cell's cost to this file as well")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        allowed = ("h100", "h200", "a100", "cpu")
+        allowed = (*DEVICES, "cpu")
         fix = "For another device take the nearest and give peak_tflops=."
         require(self.gpu in allowed, f"gpu={self.gpu}", f"allowed are {', '.join(allowed)}", fix)
         require(self.gpus >= 1, f"gpus={self.gpus}", "must be at least 1")
