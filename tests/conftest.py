@@ -16,7 +16,10 @@ from hypothesis import settings
 from omegaconf import OmegaConf
 
 from pausebench.config.groups import ModelConfig, WorldConfig
+from pausebench.model import fast
 from pausebench.model.decoder import Decoder
+from pausebench.model.fast import FastDecoder
+from pausebench.model.tuning import TUNING, Tuning
 from pausebench.runs import folder, slurm
 
 settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
@@ -51,11 +54,18 @@ def first_numerics(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def make_decoder() -> Callable[..., Decoder]:
-    """``make_decoder(vocab_size, seed, field=value, ...)``: a random float32 decoder, model config fields replaced."""
+def tuning() -> Tuning:
+    """How the decoders of ``make_decoder`` compute; a test file that wants other ways has a fixture of this name."""
+    return TUNING
 
-    def make(vocab_size: int = 16, seed: int = 0, **changes: Any) -> Decoder:
-        model = Decoder(dataclasses.replace(SMALL_MODEL, **changes), vocab_size)
+
+@pytest.fixture
+def make_decoder(tuning: Tuning) -> Callable[..., FastDecoder]:
+    """``make_decoder(vocab_size, seed, field=value, ...)``: a random float32 decoder as training has it, fields of its
+    config replaced."""
+
+    def make(vocab_size: int = 16, seed: int = 0, tuning: Tuning = tuning, **changes: Any) -> FastDecoder:
+        model = fast.use(Decoder(dataclasses.replace(SMALL_MODEL, **changes), vocab_size), tuning)
         model.initialize(seed)
         return model.eval()
 

@@ -27,7 +27,6 @@ from pausebench.pauses import (
     injected_roles,
     pause_count,
 )
-from pausebench.training.loss import summed_loss
 
 PAUSE, PAD = 15, 14
 TOKEN = st.integers(0, PAD)  # padding is an ordinary token elsewhere
@@ -164,7 +163,7 @@ def test_the_loss_is_the_papers_sum_over_positions_whose_next_token_is_no_pause(
     places = draw_places(0, torch.arange(5), 40, 12)
     input_ids, labels = inject(tokens, torch.ones_like(tokens, dtype=torch.bool), places, PAUSE)
     batch = Batch(input_ids, labels, AttentionMask(AttentionKind.causal), 40)
-    loss = summed_loss(model, batch, CPU) / (labels != IGNORE_INDEX).sum()
+    loss = model.summed_loss(batch) / (labels != IGNORE_INDEX).sum()
 
     total, positions = torch.zeros(()), 0
     for row in input_ids:

@@ -59,7 +59,7 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
         progress.nothing_to_profile("another mt=, or another limit= of rows")
     if todo:  # torch takes seconds to import, and what is already scored does not need it
         from pausebench.evaluation.evaluator import Evaluator
-        from pausebench.model.decoder import Decoder
+        from pausebench.model import build
         from pausebench.training import checkpoint
         from pausebench.training.device import choose_device, cpu_threads
         from pausebench.training.profiler import Profiler
@@ -67,7 +67,7 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
         layout = evaluated_layout(config, finetuned, tokenizer)
         device = choose_device(config.device)
         with cpu_threads(config.threads), stop.watched(saves=False):
-            model = Decoder(finetuned.model, tokenizer.vocab_size)
+            model = build(finetuned.model, tokenizer.vocab_size)
             checkpoint.load_weights(run_path / trained["checkpoint"], model)
             model = model.to(device).eval()
             evaluator = Evaluator(

@@ -24,7 +24,7 @@ from pausebench.evaluation.batches import Reading, Together, reading_batches
 from pausebench.evaluation.generate import Answer, Prefill, decode, prefill, target_log_likelihoods
 from pausebench.evaluation.metrics import CHOICE_METRICS, METRICS, macro_f1_estimate, mean_estimate
 from pausebench.model.cache import slot_bytes
-from pausebench.model.decoder import Decoder
+from pausebench.model.fast import FastDecoder
 from pausebench.model.flops import inference_flops, scoring_flops
 from pausebench.tasks import Example, Task
 
@@ -61,7 +61,7 @@ class Evaluator:
 
     def __init__(
         self,
-        model: Decoder,
+        model: FastDecoder,
         task: Task,
         examples: Sequence[Example],
         tokenizer: Tokenizer,

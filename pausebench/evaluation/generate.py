@@ -18,7 +18,7 @@ from pausebench.data.examples import Tokens
 from pausebench.data.tokenizer import pad
 from pausebench.model.attention import AttentionMask, decoding_mask
 from pausebench.model.cache import KeyValueCache
-from pausebench.model.decoder import Decoder
+from pausebench.model.fast import FastDecoder
 from pausebench.pauses import Role, Rows
 
 
@@ -33,7 +33,7 @@ class Answer(NamedTuple):
 
 
 def generate(
-    model: Decoder,
+    model: FastDecoder,
     rows: Rows,
     kind: AttentionKind,
     *,
@@ -120,7 +120,7 @@ class Prefill:
     ``first``. jump: the position of what comes next, less its slot.
     """
 
-    model: Decoder
+    model: FastDecoder
     kind: AttentionKind
     visibility: PauseVisibility
     cache: KeyValueCache
@@ -175,7 +175,7 @@ LIKE_LENGTH = 0.85  # rows read in one pass have at least this share of the long
 
 
 @torch.no_grad()
-def prefill(model: Decoder, rows: Rows, kind: AttentionKind, visibility: PauseVisibility, capacity: int) -> Prefill:
+def prefill(model: FastDecoder, rows: Rows, kind: AttentionKind, visibility: PauseVisibility, capacity: int) -> Prefill:
     """Rows of ``pauses.inference_rows`` read in parallel, like lengths in one pass; the cache takes ``capacity``."""
     device = model.token_embedding.weight.device
     batch, length = rows.input_ids.shape
@@ -234,7 +234,7 @@ def target_log_likelihoods(read: Prefill, targets: Sequence[Tokens]) -> list[flo
     return totals
 
 
-def _log_probabilities(model: Decoder, hidden: Tensor, tokens: Tensor) -> Tensor:
+def _log_probabilities(model: FastDecoder, hidden: Tensor, tokens: Tensor) -> Tensor:
     """float64 [N] of int64 [N] tokens after states [N, D]."""
     found = []
     for states, labels in zip(torch.split(hidden, LOGITS), torch.split(tokens, LOGITS), strict=True):

@@ -24,6 +24,7 @@ from pausebench.model.flops import (
     scoring_flops,
     training_flops_per_token,
 )
+from pausebench.model.tuning import TUNING
 
 WEIGHT_BYTES = 4  # float32
 CHECKPOINT_BYTES = 3 * WEIGHT_BYTES  # a weight and AdamW's two moments
@@ -200,10 +201,10 @@ def step_bytes(
     stream = 4 * N * d
     block = N * ((8 + 4 * element) * d + element * m)
     whole_block = block + N * element * (2 * d + m)
-    logits = min(12 * N * vocab_size, (element << 26) + (1 << 27))  # the loss works in chunks of 2^26 logits
+    logits = min(12 * N * vocab_size, element * TUNING.chunk_logits + 8 * TUNING.gpu_logits)  # the loss works in chunks
     if activation_checkpointing:
         return states + in_use + (model.n_layers + 1) * stream + head + max(logits, whole_block)
-    kept = block if N * d >= 1 << 22 else whole_block
+    kept = block if N * d >= TUNING.least_numbers else whole_block
     return states + in_use + model.n_layers * kept + stream + head + logits
 
 

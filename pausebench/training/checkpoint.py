@@ -21,10 +21,9 @@ import torch
 import xxhash
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from pausebench.errors import BadInput, RunFailed
-from pausebench.model.decoder import Decoder
 from pausebench.runs.folder import disk_error, write_json
 from pausebench.training.parallel import ALONE, Ranks, fill, whole
 
@@ -50,7 +49,7 @@ def steps_of(run: Path) -> list[int]:
 def save_checkpoint(
     run: Path,
     step: int,
-    model: Decoder,
+    model: nn.Module,
     optimizer: torch.optim.Optimizer,
     position: dict[str, Any],
     ranks: Ranks = ALONE,
@@ -70,7 +69,7 @@ def save_checkpoint(
     ranks.barrier()
 
 
-def save_weights(run: Path, model: Decoder, position: dict[str, Any], ranks: Ranks) -> Path:
+def save_weights(run: Path, model: nn.Module, position: dict[str, Any], ranks: Ranks) -> Path:
     """The weights alone as one file, gathered from all ranks; what finetuning and evaluation read. Its path."""
     tensors = {}
     for name, tensor in _state(model).items():
@@ -83,7 +82,7 @@ def save_weights(run: Path, model: Decoder, position: dict[str, Any], ranks: Ran
     return run / WEIGHTS
 
 
-def load_weights(path: Path, model: Decoder) -> None:
+def load_weights(path: Path, model: nn.Module) -> None:
     """Fill a model. Raises ``BadInput`` when the checkpoint is damaged, or another model's."""
     if problem := damage(path, ("model",)):
         raise BadInput(
@@ -94,7 +93,7 @@ def load_weights(path: Path, model: Decoder) -> None:
 
 def load_newest(
     run: Path,
-    model: Decoder,
+    model: nn.Module,
     optimizer: torch.optim.Optimizer,
     say: Callable[[str], None],
     ranks: Ranks = ALONE,
@@ -148,7 +147,7 @@ def prune(run: Path, keep: int, best: int | None) -> None:
             _delete(path_of(run, step))
 
 
-def _state(model: Decoder, optimizer: torch.optim.Optimizer | None = None) -> dict[str, Tensor]:
+def _state(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> dict[str, Tensor]:
     """The live tensors of a model and its AdamW by name; moments that do not exist yet are zero."""
     tensors = {f"model.{name}": tensor.detach() for name, tensor in model.state_dict().items()}
     if optimizer is None:

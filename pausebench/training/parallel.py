@@ -32,7 +32,7 @@ from torch.nn.parallel import DistributedDataParallel
 from pausebench.config.groups import Parallel, Precision
 from pausebench.data.batch import Share
 from pausebench.errors import BadInput, RunFailed
-from pausebench.model.decoder import Block, Decoder
+from pausebench.model.fast import FastBlock, FastDecoder
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
@@ -94,7 +94,7 @@ class Ranks:
             self.barrier()
             yield
 
-    def distribute(self, model: Decoder, precision: Precision, device: torch.device) -> None:
+    def distribute(self, model: FastDecoder, precision: Precision, device: torch.device) -> None:
         """fsdp: give a model on the meta device its share of memory here, one FSDP2 unit a block and one for the rest.
 
         Matrices are gathered in the arithmetic of training, norms and embeddings in float32, as they are read on
@@ -107,7 +107,7 @@ class Ranks:
         low = torch.bfloat16 if precision is Precision.bf16 else None
         policy = MixedPrecisionPolicy(param_dtype=low, reduce_dtype=torch.float32, cast_forward_inputs=False)
         for block in model.blocks:
-            assert isinstance(block, Block)
+            assert isinstance(block, FastBlock)
             norms: list[nn.Module] = [block.norm_attention, block.norm_mlp]
             for norm in norms:
                 norm.register_forward_hook(_copied)

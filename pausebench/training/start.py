@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from pausebench.data.batch import Batches
     from pausebench.data.tokenizer import Tokenizer
-    from pausebench.model.decoder import Decoder
+    from pausebench.model.fast import FastDecoder
     from pausebench.training.parallel import Ranks
     from pausebench.training.trainer import Trainer
 
@@ -43,7 +43,7 @@ def progress(folder: RunFolder, config: PretrainConfig | FinetuneConfig) -> Prog
 def write_manifest(
     folder: RunFolder,
     config: PretrainConfig | FinetuneConfig,
-    model: Decoder,
+    model: FastDecoder,
     device: torch.device,
     ranks: Ranks,
     **fields: Any,
@@ -81,29 +81,29 @@ def write_manifest(
 
 def build_model(
     config: PretrainConfig | FinetuneConfig, tokenizer: Tokenizer, device: torch.device, ranks: Ranks
-) -> Decoder:
+) -> FastDecoder:
     """The decoder of a config for a vocabulary, drawn from the run's seed: the same for any number of ranks."""
     import torch
 
-    from pausebench.model.decoder import Decoder
+    from pausebench.model import build
     from pausebench.training.parallel import fill
 
     if ranks.sharded:
         with torch.device("meta"):  # no rank ever holds the whole model
-            model = Decoder(config.model, tokenizer.vocab_size)
+            model = build(config.model, tokenizer.vocab_size)
         ranks.distribute(model, config.precision, device)
     else:
-        model = Decoder(config.model, tokenizer.vocab_size)
+        model = build(config.model, tokenizer.vocab_size)
     model.initialize(config.seed, fill)
     if config.train.activation_checkpointing:
-        model.recompute_blocks()
+        model.recompute_activations()
     return model
 
 
 def build_trainer(
     folder: RunFolder,
     config: PretrainConfig | FinetuneConfig,
-    model: Decoder,
+    model: FastDecoder,
     batches: Batches,
     device: torch.device,
     tracker: Tracker,
@@ -130,7 +130,7 @@ def build_trainer(
 def train(
     folder: RunFolder,
     config: PretrainConfig | FinetuneConfig,
-    model: Decoder,
+    model: FastDecoder,
     batches: Batches,
     device: torch.device,
     progress: Progress,

@@ -22,12 +22,12 @@ from pausebench.config.groups import OnBadStep, Parallel, Precision, TrainConfig
 from pausebench.console import Progress
 from pausebench.data.batch import Batch, Batches, Prefetched
 from pausebench.errors import Interrupted, RunFailed
-from pausebench.model.decoder import Decoder
+from pausebench.model.fast import FastDecoder
 from pausebench.runs.folder import RunFolder, read_metrics
 from pausebench.training import checkpoint
-from pausebench.training.compiled import compile_objective
+from pausebench.training.compiled import compile_model
 from pausebench.training.device import peak_flops, return_freed_memory
-from pausebench.training.loss import Objective, build_optimizer, learning_rate, summed_loss
+from pausebench.training.loss import Objective, build_optimizer, learning_rate
 from pausebench.training.parallel import ALONE, Ranks, is_share
 from pausebench.training.profiler import Profiler
 from pausebench.training.tracking import Tracker
@@ -69,7 +69,7 @@ class Trainer:
 
     def __init__(
         self,
-        model: Decoder,
+        model: FastDecoder,
         batches: Batches,
         config: TrainConfig,
         folder: RunFolder,
@@ -92,9 +92,8 @@ class Trainer:
         self.ranks = ranks
         self.optimizer = build_optimizer(model, config)
         self.position = Position()
-        objective = Objective(model, device)
-        compile_objective(objective, config.compile, self._flops, progress.say)
-        self._objective = ranks.wrap(objective)
+        compile_model(self.model, device, config.compile, self._flops, progress.say)
+        self._objective = ranks.wrap(Objective(self.model))
         self._profiler = Profiler(folder.path, profile and ranks.is_first, progress, self.model)
         self._unread: list[Taken] = []
         self._usual_norm = torch.zeros((), device=device)
@@ -302,8 +301,7 @@ class Trainer:
         size = self.config.micro_batch_size or self.config.batch_size
         with self.model.lowered(self._dtype):
             losses = [
-                summed_loss(self.model, batch.rows(start, min(size, rows - start)), self.device)
-                for start in range(0, rows, size)
+                self.model.summed_loss(batch.rows(start, min(size, rows - start))) for start in range(0, rows, size)
             ]
         total, supervised = self.ranks.sum([float(torch.stack(losses).sum()), batch.supervised])
         loss = total / supervised

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.func import functional_call, grad, stack_module_state, vmap
 
 from pausebench.config.groups import ModelConfig
-from pausebench.model.decoder import Decoder
+from pausebench.model import build
 
 SEEDS, ROWS, LENGTH, VOCABULARY, REPEATS = 3, 64, 37, 40, 60
 MINI = ModelConfig("mini", 2, 1, 16, 64, 64, activation="relu", embedding_std=0.5, linear_gain=0.8)
@@ -36,7 +36,7 @@ def milliseconds(work: Callable[[], object]) -> float:
 
 def main() -> None:
     torch.set_num_threads(1)
-    models = [Decoder(MINI, VOCABULARY) for _ in range(SEEDS)]
+    models = [build(MINI, VOCABULARY) for _ in range(SEEDS)]
     for seed, model in enumerate(models):
         model.initialize(seed)
     generator = torch.Generator().manual_seed(0)

@@ -22,8 +22,8 @@ from pausebench.config.groups import AttentionKind, ModelConfig
 from pausebench.config.pauses import PausePolicy
 from pausebench.data.batches import EncodedExamples, RowLayout
 from pausebench.evaluation.generate import generate
+from pausebench.model import build
 from pausebench.model.cache import KeyValueCache
-from pausebench.model.decoder import Decoder
 from pausebench.training.device import keep_few_kernels, keep_freed_memory
 
 CONFIG, VOCABULARY = ModelConfig("130m", 12, 12, 768, 3072, 2048), 50_258
@@ -94,7 +94,7 @@ def choice() -> None:
 
 
 def batch_sizes() -> None:
-    model = Decoder(CONFIG, VOCABULARY)
+    model = build(CONFIG, VOCABULARY)
     model.initialize(0)
     model = model.bfloat16().eval()
     drawn = torch.randn(EXAMPLES, generator=torch.Generator().manual_seed(0))

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from pausebench.config.groups import ModelConfig, TrainConfig
 from pausebench.errors import RunFailed
-from pausebench.model.decoder import Decoder
+from pausebench.model import build
 from pausebench.training import checkpoint
 from pausebench.training.loss import build_optimizer
 
@@ -51,7 +51,7 @@ class State:
     """A model and its optimizer."""
 
     def __init__(self) -> None:
-        self.model = Decoder(MODEL, 500)
+        self.model = build(MODEL, 500)
         self.model.initialize(0)
         self.optimizer = build_optimizer(self.model, TrainConfig())
 

@@ -46,11 +46,12 @@ from pausebench.data.task_rows import DatasetRows, open_task
 from pausebench.data.tokenizer import ByteTokenizer
 from pausebench.errors import BadInput
 from pausebench.evaluation.evaluator import Evaluator
+from pausebench.model import build
 from pausebench.model.attention import AttentionMask
-from pausebench.model.decoder import Decoder
+from pausebench.model.fast import FastDecoder
 from pausebench.runs.folder import RunFolder
 from pausebench.runs.lineage import find_parent
-from pausebench.training.loss import build_optimizer, summed_loss
+from pausebench.training.loss import build_optimizer
 
 MODEL = ModelConfig("small", 2, 2, 64, 256, 4096)
 SHORT_SECONDS = 0.3  # a run below it is repeated
@@ -128,18 +129,18 @@ def exponent(sizes: Sequence[int], costs: Sequence[float]) -> float:
 # The models' part
 
 
-def decoder() -> Decoder:
-    model = Decoder(MODEL, TOKENIZER.vocab_size)
+def decoder() -> FastDecoder:
+    model = build(MODEL, TOKENIZER.vocab_size)
     model.initialize(0)
     return model
 
 
-def step_of(model: Decoder, batch: Batch) -> Callable[[], None]:
+def step_of(model: FastDecoder, batch: Batch) -> Callable[[], None]:
     """An optimizer step; the first one, which allocates, is made here."""
     optimizer = build_optimizer(model, TrainConfig(steps=1, warmup_steps=0, lr=1e-3))
 
     def step() -> None:
-        (summed_loss(model, batch, torch.device("cpu")) / batch.supervised).backward()
+        (model.summed_loss(batch) / batch.supervised).backward()
         optimizer.step()
         optimizer.zero_grad()
 

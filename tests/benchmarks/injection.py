@@ -16,15 +16,14 @@ import torch
 from pausebench import pauses
 from pausebench.config.groups import AttentionKind, ModelConfig
 from pausebench.data.batch import Batch
+from pausebench.model import build
 from pausebench.model.attention import AttentionMask
-from pausebench.model.decoder import Decoder
-from pausebench.training.loss import summed_loss
 
 LENGTH, ROWS, VOCABULARY = 2048, 32, 50258
 
 
 def main() -> None:
-    model = Decoder(ModelConfig("tiny", 4, 4, 128, 512, LENGTH), VOCABULARY)
+    model = build(ModelConfig("tiny", 4, 4, 128, 512, LENGTH), VOCABULARY)
     model.initialize(0)
     tokens = torch.randint(0, VOCABULARY - 1, (ROWS, LENGTH), generator=torch.Generator().manual_seed(0))
     supervised = torch.ones_like(tokens, dtype=torch.bool)
@@ -38,7 +37,7 @@ def main() -> None:
         batch = Batch(input_ids, labels, AttentionMask(AttentionKind.causal), LENGTH)
         began = time.perf_counter()
         with model.lowered(torch.bfloat16):
-            summed_loss(model, batch.rows(0, 1), torch.device("cpu")).backward()
+            model.summed_loss(batch.rows(0, 1)).backward()
         stepping = ROWS * (time.perf_counter() - began)
         model.zero_grad()
         shares.append(injecting / stepping)

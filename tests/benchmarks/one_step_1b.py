@@ -20,11 +20,12 @@ import torch
 
 from pausebench.config.groups import AttentionKind, ModelConfig, TrainConfig
 from pausebench.data.batch import Batch
+from pausebench.model import build
 from pausebench.model.attention import AttentionMask
-from pausebench.model.decoder import Decoder
+from pausebench.model.fast import FastDecoder
 from pausebench.model.flops import parameters
 from pausebench.study import cost
-from pausebench.training.loss import build_optimizer, learning_rate, summed_loss
+from pausebench.training.loss import build_optimizer, learning_rate
 
 SHAPES = {
     "small": ModelConfig("small", 2, 2, 64, 256, 256),
@@ -40,14 +41,14 @@ def row(vocab_size: int, sequence_length: int) -> Batch:
     return Batch(tokens[:, :-1], tokens[:, 1:], AttentionMask(AttentionKind.causal), sequence_length)
 
 
-def one_step(model: Decoder, batch: Batch, piecewise: bool) -> tuple[float, float, float]:
+def one_step(model: FastDecoder, batch: Batch, piecewise: bool) -> tuple[float, float, float]:
     """(loss, gradient norm, seconds) of the trainer's first step."""
     optimizer = build_optimizer(model, TRAIN)
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(1, TRAIN)
     began = time.perf_counter()
     with model.lowered(torch.bfloat16):
-        loss = summed_loss(model, batch, torch.device("cpu")) / batch.supervised
+        loss = model.summed_loss(batch) / batch.supervised
         loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), TRAIN.clip)
     if piecewise:
@@ -68,7 +69,7 @@ def same_on_a_small_decoder() -> bool:
     """Whether a step by pieces leaves the same bits in every weight as a whole one."""
     weights = []
     for piecewise in (False, True):
-        model = Decoder(SHAPES["small"], 500)
+        model = build(SHAPES["small"], 500)
         model.initialize(seed=0)
         one_step(model, row(500, 64), piecewise)
         weights.append(model.state_dict())
@@ -93,7 +94,7 @@ def main() -> int:
         f"limit: {limit / 1e9:.2f} GB, so AdamW works {'a parameter at a time' if piecewise else 'as in the trainer'}"
     )
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    model = Decoder(shape, vocab_size)
+    model = build(shape, vocab_size)
     model.initialize(seed=0)
     print(f"parameters: {model.parameter_count():,}")
     held = model.blocks[0].mlp_in.weight[:4, :4].detach().clone()

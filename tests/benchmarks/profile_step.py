@@ -41,18 +41,18 @@ def one_tree() -> None:
     import pausebench.training.device as tuning
     from pausebench.config.groups import AttentionKind, ModelConfig, TrainConfig
     from pausebench.data.batch import Batch
+    from pausebench.model import build
     from pausebench.model.attention import AttentionMask
-    from pausebench.model.decoder import Decoder
     from pausebench.training.loss import Objective, build_optimizer
 
     torch.set_num_threads(THREADS)
     for name in ("keep_few_kernels", "keep_freed_memory"):
         getattr(tuning, name, lambda: None)()
-    model = Decoder(ModelConfig("130m", 12, 12, 768, 3072, 2048), VOCABULARY)
+    model = build(ModelConfig("130m", 12, 12, 768, 3072, 2048), VOCABULARY)
     model.initialize(0)
     ids = torch.randint(0, VOCABULARY - 1, (ROWS, LENGTH), generator=torch.Generator().manual_seed(0))
     batch = Batch(ids, ids.roll(-1, 1), AttentionMask(AttentionKind.causal), LENGTH)
-    objective = Objective(model, torch.device("cpu"))
+    objective = Objective(model)
     optimizer = build_optimizer(model, TrainConfig(steps=100, batch_size=ROWS, lr=1e-4))
 
     def step(part: Any) -> None:

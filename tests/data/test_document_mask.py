@@ -15,7 +15,6 @@ from pausebench.config.groups import PauseConfig, PauseVisibility
 from pausebench.data.batch import Batch
 from pausebench.model.decoder import Decoder
 from pausebench.pauses import IGNORE_INDEX
-from pausebench.training.loss import summed_loss
 
 CPU = torch.device("cpu")
 SHORT = [text for number in range(60) for text in ("ab", "", f"document {number}", "x" * (number % 9))]
@@ -44,13 +43,13 @@ def test_loss_and_gradients_of_masked_rows_are_those_of_their_documents_one_by_o
     options = {"pause": pause, "pause_visibility": visibility, "pause_fraction": 0.2}
     batch = batches(Texts(SHORT), document_mask=True, **options).batch(2)
     model = make_decoder(BYTE.vocab_size)
-    together = summed_loss(model, batch, CPU)
+    together = model.summed_loss(batch)
     together.backward()
     wanted = [parameter.grad.clone() for parameter in model.parameters()]
     model.zero_grad()
     documents = list(apart(batch))
     assert len(documents) > 12
-    alone = torch.stack([summed_loss(model, document, CPU) for document in documents]).sum()
+    alone = torch.stack([model.summed_loss(document) for document in documents]).sum()
     alone.backward()
     torch.testing.assert_close(alone, together, rtol=1e-5, atol=1e-5)
     for parameter, gradient in zip(model.parameters(), wanted, strict=True):
@@ -64,7 +63,7 @@ def test_without_the_mask_a_document_sees_the_one_before_it(make_decoder: Callab
     assert torch.equal(batch.input_ids, masked.input_ids) and batch.mask.documents is None
     same_labels = masked._replace(labels=batch.labels)
     # The tolerance of the test above, so that it is known to be narrow enough.
-    assert not torch.allclose(summed_loss(model, batch, CPU), summed_loss(model, same_labels, CPU), rtol=1e-5)
+    assert not torch.allclose(model.summed_loss(batch), model.summed_loss(same_labels), rtol=1e-5)
 
 
 def test_the_first_token_of_a_document_is_no_target_and_every_other_is() -> None:

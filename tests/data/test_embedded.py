@@ -293,7 +293,9 @@ def pretraining(world: WorldConfig, **options: Any) -> Batches:
 def finetuning(world: WorldConfig, **options: Any) -> Batches:
     options = {"train": TrainConfig(batch_size=64), "k": 3} | options
     config = FinetuneConfig(task=PARITY, model=MODEL, world=world, tokenizer=WORDS, **options).resolved()
-    return generated_batches(config, RowLayout.of(config, TASKS["parity"], build_world(world).tokenizer))
+    return generated_batches(
+        config, RowLayout.of(config.policy, config.prefix, TASKS["parity"], build_world(world).tokenizer)
+    )
 
 
 def same(a: Batch, b: Batch) -> bool:

@@ -20,12 +20,12 @@ from pausebench.data.batches import DatasetBatches, EncodedExamples, RowLayout
 from pausebench.data.packing import pack, partition
 from pausebench.data.task_rows import DatasetRows, _open_task
 from pausebench.data.tokenizer import BpeTokenizer
-from pausebench.model import attention
-from pausebench.model.attention import LIKE_LENGTH, AttentionMask, attend, attend_documents, take_apart
+from pausebench.model.attention import AttentionMask
 from pausebench.model.decoder import Decoder
+from pausebench.model.fast_attention import attend, attend_documents, take_apart
+from pausebench.model.tuning import TUNING, Tuning
 from pausebench.pauses import IGNORE_INDEX, Role
 from pausebench.tasks import PAPER_TASKS
-from pausebench.training.loss import summed_loss
 
 CPU = torch.device("cpu")
 END, PAUSE, CUE, VOCABULARY = 14, 15, 13, 16
@@ -61,7 +61,7 @@ def layout_of(
 def loss_and_gradients(model: Decoder, batches: list[Batch]) -> tuple[Tensor, dict[str, Tensor]]:
     """Summed over batches."""
     model.zero_grad()
-    losses = [summed_loss(model, batch, CPU) for batch in batches]
+    losses = [model.summed_loss(batch) for batch in batches]
     loss = torch.stack(losses).sum()
     loss.backward()
     return loss.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
@@ -78,10 +78,11 @@ def assert_same(
         assert float((found[1][name] - gradient).norm()) <= tolerance * float(gradient.norm()), name
 
 
-@pytest.fixture(params=["plain products", "fused kernel"])
-def both_ways_to_compute(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if request.param == "fused kernel":
-        monkeypatch.setattr(attention, "SMALL_SCORES", 0)
+@pytest.fixture(params=[TUNING, Tuning(small_scores=0)], ids=["plain products", "fused kernel"])
+def tuning(request: pytest.FixtureRequest) -> Tuning:
+    """Both ways to compute attention of small rows."""
+    made: Tuning = request.param
+    return made
 
 
 @pytest.fixture
@@ -193,7 +194,7 @@ def test_loss_and_every_gradient_are_those_of_one_example_a_row(
 
 
 @pytest.mark.parametrize("cue", [0, 1, 3])
-def test_a_cue_changes_nothing_about_that(make_decoder: Models, cue: int, both_ways_to_compute: None) -> None:
+def test_a_cue_changes_nothing_about_that(make_decoder: Models, cue: int) -> None:
     model = make_decoder(VOCABULARY)
     layout, examples = layout_of(AttentionKind.bidirectional, k=2, cue=cue), ragged()
     alone = [layout.training_batch(examples.rows(torch.tensor([number]))) for number in range(len(SIZES))]
@@ -302,9 +303,7 @@ def test_changing_every_token_of_an_example_moves_no_other(
 
 
 @pytest.mark.parametrize("kind", AttentionKind)
-def test_an_examples_loss_has_no_gradient_at_another_examples_tokens(
-    make_decoder: Models, kind: AttentionKind, both_ways_to_compute: None
-) -> None:
+def test_an_examples_loss_has_no_gradient_at_another_examples_tokens(make_decoder: Models, kind: AttentionKind) -> None:
     model = make_decoder(VOCABULARY)
     packed = layout_of(kind).packed_batch(ragged())
     documents = packed.mask.documents
@@ -313,7 +312,7 @@ def test_an_examples_loss_has_no_gradient_at_another_examples_tokens(
     model.token_embedding.register_forward_hook(lambda module, given, made: embedded.append(made))
     for number in range(len(SIZES)):
         own = documents == number
-        loss = summed_loss(model, packed._replace(labels=packed.labels.where(own, IGNORE_INDEX)), CPU)
+        loss = model.summed_loss(packed._replace(labels=packed.labels.where(own, IGNORE_INDEX)))
         (gradient,) = torch.autograd.grad(loss, embedded.pop())
         size = gradient.abs().amax(dim=2)
         assert (size[~own] == 0).all()
@@ -352,7 +351,7 @@ def layouts(seed: int) -> dict[str, Tensor]:
 @pytest.mark.parametrize("name", layouts(0))
 @pytest.mark.parametrize("kind", AttentionKind)
 def test_taken_apart_attention_and_its_gradient_are_those_of_the_dense_mask(
-    kind: AttentionKind, name: str, seed: int, both_ways_to_compute: None
+    kind: AttentionKind, name: str, seed: int, tuning: Tuning
 ) -> None:
     """A document may stand in pieces: it is read in the order of its positions, as the dense mask reads it."""
     documents = layouts(seed)[name]
@@ -364,7 +363,10 @@ def test_taken_apart_attention_and_its_gradient_are_those_of_the_dense_mask(
         for _ in range(3)
     )
     real = documents >= 0
-    found, expected = attend_documents(q, k, v, 3, take_apart(mask)), attend(q, k, v, 3, mask.dense())
+    found, expected = (
+        attend_documents(q, k, v, 3, take_apart(mask), tuning),
+        attend(q, k, v, 3, mask.dense(), tuning),
+    )
     torch.testing.assert_close(found[real], expected[real], rtol=1e-10, atol=1e-12)
     upstream = torch.randn(*documents.shape, 12, generator=generator, dtype=torch.float64) * real[:, :, None]
     for ours, dense in zip(
@@ -390,7 +392,7 @@ def test_documents_taken_apart_stand_once_each_beside_others_of_like_length(size
     taken = take_apart(AttentionMask(AttentionKind.causal, documents=documents))
     real = (documents >= 0).flatten().nonzero()[:, 0]
     lengths = [group.real.sum(dim=1) for group in taken.groups]
-    assert all(float(group.min()) >= LIKE_LENGTH * float(group.max()) for group in lengths)
+    assert all(float(group.min()) >= TUNING.like_length * float(group.max()) for group in lengths)
     assert sorted(torch.cat(lengths).tolist()) == sorted(sizes * 2)
     places = torch.cat([group.places.flatten() for group in taken.groups])
     stands = torch.cat([group.real.flatten() for group in taken.groups])

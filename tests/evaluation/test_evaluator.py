@@ -87,6 +87,10 @@ def evaluated(
     return scored(evaluator_of(model, task, world, batch_size), layout, m)
 
 
+def with_policy(layout: RowLayout, **changes: Any) -> RowLayout:
+    return dataclasses.replace(layout, policy=dataclasses.replace(layout.policy, **changes))
+
+
 def scored(evaluator: Evaluator, layout: RowLayout, m: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     result, predictions = evaluator.evaluate(layout, m)
     del result["examples_per_second"]
@@ -348,7 +352,7 @@ def test_a_shifted_row_stops_at_the_limit_of_positions_and_its_likelihood_counts
     """Shift 5, limit 40: as much room as with max(5, m) pauses; likelihoods written out row by row."""
     model = make_decoder(16)
     examples = [text(words(length, length), words(9, length)) for length in (1, 20, 31, 60)]
-    shifted = dataclasses.replace(text_layout(), shift=5, placement=placement)
+    shifted = with_policy(text_layout(), shift=5, placement=placement)
     evaluator = text_evaluator(model, examples)
     _, predictions = evaluator.evaluate(shifted, m)
     taken, double = max(5, m), copy.deepcopy(model).double()
@@ -378,11 +382,11 @@ def test_with_hidden_pauses_scores_are_the_same_for_batch_sizes_1_7_and_64(
     make_decoder: Models, world_config: Worlds, visibility: PauseVisibility
 ) -> None:
     world = RaggedWorld(world_config("count20"))
-    layout = dataclasses.replace(layout_of(RAGGED, world), visibility=visibility)
+    layout = with_policy(layout_of(RAGGED, world), pause_visibility=visibility)
     model = answering(make_decoder, world, "even odd")
     whole = evaluated(model, RAGGED, world, layout, 64, 4)
     assert evaluated(model, RAGGED, world, layout, 7, 4) == evaluated(model, RAGGED, world, layout, 1, 4) == whole
-    other = dataclasses.replace(layout, visibility=PauseVisibility.all)
+    other = with_policy(layout, pause_visibility=PauseVisibility.all)
     visible = evaluated(model, RAGGED, world, other, 64, 4)
     if visibility is not PauseVisibility.all:
         assert visible[0]["target_nll"] != whole[0]["target_nll"]
@@ -561,7 +565,7 @@ def test_the_target_log_likelihood_is_the_sum_of_the_models_log_probabilities(
 ) -> None:
     """Each row alone, full logits, written out from prefix, pauses, cue and target."""
     world, model = RaggedWorld(world_config("count20")), make_decoder(64)
-    layout = dataclasses.replace(layout_of(RAGGED, world, kind), placement=placement)
+    layout = with_policy(layout_of(RAGGED, world, kind), placement=placement)
     _, predictions = evaluated(model, RAGGED, world, layout, 7, 3)
     for row in predictions[:40]:
         prefix, target = (world.tokenizer.encode(row[name]) for name in ("prefix", "target"))

@@ -163,7 +163,7 @@ def test_of_a_scored_rows_windows_the_one_with_the_likeliest_candidate_a_token_c
 def mean_of_answer(model: Decoder, example: Example) -> float:
     """Mean log-probability of the tokens decoded after an example by itself."""
     [encoded] = encode([example], TASKS["squad"], TOKENIZER)
-    layout = dataclasses.replace(layout_of(AttentionKind.bidirectional), k=M)
+    layout = layout_of(AttentionKind.bidirectional).at(M)
     rows = layout.inference_rows(EncodedExamples.of([encoded.prefix], [[]], TOKENIZER.end_id))
     [answer] = generate(
         copy.deepcopy(model).double(),

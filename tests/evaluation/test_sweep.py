@@ -119,7 +119,9 @@ def test_a_stop_leaves_the_first_m_alone_which_comes_out_as_ever(model: Decoder)
 
 
 def test_a_prefix_is_not_shared_where_it_or_a_pause_sees_what_another_m_changes() -> None:
-    shared = {(lay.attention, lay.placement, lay.visibility) for lay in LAYOUTS if prefix_is_shared(lay)}
+    shared = {
+        (lay.attention, lay.policy.placement, lay.policy.pause_visibility) for lay in LAYOUTS if prefix_is_shared(lay)
+    }
     kinds = (AttentionKind.causal, AttentionKind.bottleneck)
     seen = (PauseVisibility.all, PauseVisibility.self)
     assert shared == {(kind, Placement.append, visibility) for kind in kinds for visibility in seen}
@@ -186,7 +188,7 @@ def test_a_likelihood_does_not_depend_on_how_a_target_is_cut_to_be_read(
     model: Decoder, monkeypatch: pytest.MonkeyPatch, together: int, logits: int
 ) -> None:
     targets = [[1, 2, 3, 4, 5, 6], [7], [8, 9, 1, 2], [3, 4]]
-    read = prefilled(model.double(), dataclasses.replace(LAYOUTS[0], k=2), [[3, 1, 4], [9], [2, 6, 5], [1, 2]])
+    read = prefilled(model.double(), LAYOUTS[0].at(2), [[3, 1, 4], [9], [2, 6, 5], [1, 2]])
     expected = []
     for row, target in enumerate(targets):
         one = dataclasses.replace(read, cache=read.cache.copy(int(read.slots.max())))
@@ -255,7 +257,7 @@ def test_a_lower_precision_comes_near_the_exact_likelihoods(
     make_decoder: Models, precision: Arithmetic, near: float
 ) -> None:
     model = make_decoder(16, seed=10, embedding_std=0.2, linear_gain=3.0)
-    layout = dataclasses.replace(LAYOUTS[0])
+    layout = LAYOUTS[0]
     _, exact = evaluator_of(model, texts(12), TASKS["squad"]).evaluate(layout, 3)
     _, rows = evaluator_of(model, texts(12), TASKS["squad"], precision=precision).evaluate(layout, 3)
     errors = [abs(one["nll"] - other["nll"]) for one, other in zip(rows, exact, strict=True)]

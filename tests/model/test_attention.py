@@ -11,9 +11,11 @@ from torch import Tensor
 
 from pausebench.config.groups import AttentionKind, Placement
 from pausebench.config.pauses import PausePolicy
-from pausebench.model import attention
-from pausebench.model.attention import AttentionMask, attend, decoding_mask
-from pausebench.model.decoder import Decoder, KeyValueCache
+from pausebench.model.attention import AttentionMask, decoding_mask
+from pausebench.model.cache import KeyValueCache
+from pausebench.model.fast import FastDecoder as Decoder
+from pausebench.model.fast_attention import attend
+from pausebench.model.tuning import TUNING, Tuning
 from pausebench.pauses import Role, Rows, finetuning_rows, inference_rows
 
 VOCABULARY, END, PAUSE = 16, 14, 15
@@ -42,10 +44,11 @@ def moved(model: Decoder, mask: AttentionMask | None, position: int, length: int
     return set(difference.nonzero()[:, 0].tolist())
 
 
-@pytest.fixture(params=["plain products", "fused kernel"], autouse=True)
-def both_ways_to_compute(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if request.param == "fused kernel":
-        monkeypatch.setattr(attention, "SMALL_SCORES", 0)
+@pytest.fixture(params=[TUNING, Tuning(small_scores=0)], ids=["plain products", "fused kernel"])
+def tuning(request: pytest.FixtureRequest) -> Tuning:
+    """Both ways to compute attention of small rows."""
+    made: Tuning = request.param
+    return made
 
 
 # The formula
@@ -68,7 +71,9 @@ def attention_written_out(q: Tensor, k: Tensor, v: Tensor, n_heads: int, allowed
 @pytest.mark.parametrize("n_heads", [1, 3])
 @pytest.mark.parametrize(("queries", "keys"), [(9, 9), (4, 9), (1, 9), (70, 70), (2, 70)])
 @pytest.mark.parametrize("masked", [False, True], ids=["causal", "masked"])
-def test_attention_and_its_gradient_are_the_formula(masked: bool, queries: int, keys: int, n_heads: int) -> None:
+def test_attention_and_its_gradient_are_the_formula(
+    masked: bool, queries: int, keys: int, n_heads: int, tuning: Tuning
+) -> None:
     generator = torch.Generator().manual_seed(7)
     q, k, v = (torch.randn(2, size, 12, generator=generator, requires_grad=True) for size in (queries, keys, keys))
     last_of_keys = torch.ones(keys, keys, dtype=torch.bool).tril()[-queries:]
@@ -76,7 +81,7 @@ def test_attention_and_its_gradient_are_the_formula(masked: bool, queries: int, 
     if masked:
         seen = seen & (torch.rand(2, 1, queries, keys, generator=generator) < 0.5)
         seen = seen | torch.eye(keys, dtype=torch.bool)[-queries:]  # a position always sees itself
-    result = attend(q, k, v, n_heads, seen if masked else None)
+    result = attend(q, k, v, n_heads, seen if masked else None, tuning)
     expected = attention_written_out(q, k, v, n_heads, seen.expand(2, n_heads, -1, -1))
     torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5)
     upstream = torch.randn(result.shape, generator=generator)

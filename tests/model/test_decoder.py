@@ -19,8 +19,9 @@ from pausebench.data.batches import RowLayout
 from pausebench.data.tokenizer import ByteTokenizer
 from pausebench.evaluation.evaluator import Evaluator
 from pausebench.evaluation.generate import generate
-from pausebench.model.attention import SMALL_SCORES, AttentionMask
+from pausebench.model.attention import AttentionMask
 from pausebench.model.decoder import Decoder
+from pausebench.model.tuning import TUNING
 from pausebench.pauses import Role, inference_rows
 from pausebench.tasks import TASKS, Example
 
@@ -116,7 +117,7 @@ def with_random_biases_and_norms(model: Decoder) -> Decoder:
 
 @pytest.mark.parametrize("length", [24, 100])
 def test_logits_and_gradients_equal_transformers_gpt2(make_decoder: Callable[..., Decoder], length: int) -> None:
-    assert (length**2 > SMALL_SCORES) is (length == 100), "one length for each way to compute attention"
+    assert (length**2 > TUNING.small_scores) is (length == 100), "one length for each way to compute attention"
     model = with_random_biases_and_norms(make_decoder(23, n_layers=3, d_model=32, n_heads=4))
     reference = gpt2_like(model)
     input_ids = torch.randint(0, 23, (3, length), generator=torch.Generator().manual_seed(1))

@@ -35,7 +35,6 @@ from pausebench.model.flops import (
 )
 from pausebench.pauses import IGNORE_INDEX
 from pausebench.tasks import TASKS, Example
-from pausebench.training.loss import summed_loss
 
 Models = Callable[..., Decoder]
 V, END, PAUSE = 16, 14, 15
@@ -96,7 +95,7 @@ def test_where_nothing_is_predicted_the_step_is_cheaper_by_the_head_alone(make_d
     labels = torch.ones(rows, length, dtype=torch.int64)
     labels[:, ::10] = IGNORE_INDEX
     batch = Batch(torch.ones(rows, length, dtype=torch.int64), labels, AttentionMask(AttentionKind.causal), length)
-    spent = counted(lambda: summed_loss(model, batch, torch.device("cpu")).backward())
+    spent = counted(lambda: model.summed_loss(batch).backward())
     formula = rows * length * training_flops_per_token(model.config, V, length)
     assert formula - spent == 6 * V * model.config.d_model * int((labels == IGNORE_INDEX).sum())
 
@@ -152,7 +151,7 @@ def test_a_finetuning_row_costs_what_torch_counts(make_decoder: Models, kind: At
     batch: Batch = layout_of(kind, k, cue).packed_batch(example(11, 4))
 
     def step() -> None:
-        summed_loss(model, batch, torch.device("cpu")).backward()
+        model.summed_loss(batch).backward()
 
     length = 11 + k + cue + 4 - 1
     pairs = attended_pairs(11 + k, cue + 3, kind)

@@ -16,11 +16,13 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from pausebench.config.groups import ModelConfig, Precision, TrainConfig
-from pausebench.model import attention
+from pausebench.model import fast
 from pausebench.model.decoder import Decoder
+from pausebench.model.fast import FastDecoder
+from pausebench.model.fast_loss import summed_cross_entropy
+from pausebench.model.tuning import TUNING, Tuning
 from pausebench.study.cost import step_bytes
-from pausebench.training import loss
-from pausebench.training.loss import build_optimizer, summed_cross_entropy
+from pausebench.training.loss import build_optimizer
 from pausebench.training.parallel import Ranks, fill
 
 V = 50_258  # GPT-2's tokens and <pause>
@@ -31,11 +33,12 @@ MODELS = {
 }
 
 
-@pytest.fixture
-def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fused attention, and as many float32 logits at once as on a GPU, for which memory is planned."""
-    monkeypatch.setattr(attention, "BLOCKWISE", ())
-    monkeypatch.setattr(loss, "FLOAT32_LOGITS", {"cpu": loss.FLOAT32_LOGITS["cuda"]})
+# Fused attention, and as many float32 logits at once as on a GPU, for which memory is planned.
+AS_ON_A_GPU = Tuning(blockwise=(), cpu_logits=TUNING.gpu_logits)
+
+
+def decoder_of(config: ModelConfig, vocab_size: int) -> FastDecoder:
+    return fast.use(Decoder(config, vocab_size), AS_ON_A_GPU)
 
 
 @pytest.fixture
@@ -45,11 +48,13 @@ def eight_devices() -> Iterator[None]:
     dist.destroy_process_group()
 
 
-def micro_batch(model: Decoder, ids: Tensor) -> None:
+def micro_batch(model: FastDecoder, ids: Tensor) -> None:
     """Forward and backward in bf16 as the trainer does them; every position predicts."""
     with model.lowered(torch.bfloat16):
         hidden = model(ids).flatten(0, 1).to(model.arithmetic)
-        total = summed_cross_entropy(hidden, model.token_embedding.weight, ids.flatten(), model.head())
+        total = summed_cross_entropy(
+            hidden, model.token_embedding.weight, ids.flatten(), model.head(), tuning=model.tuning
+        )
         del hidden
         total.backward()
 
@@ -63,7 +68,7 @@ def peak(tracker: MemTracker) -> int:
 @pytest.mark.parametrize(("name", "count"), [("130m", 136_237_056), ("1b", 1_345_085_440)])
 def test_the_papers_models_have_their_published_parameters_on_the_meta_device(name: str, count: int) -> None:
     with torch.device("meta"):
-        model = Decoder(MODELS[name], V)
+        model = decoder_of(MODELS[name], V)
     assert model.parameter_count() == count
 
 
@@ -78,13 +83,13 @@ def test_the_papers_models_have_their_published_parameters_on_the_meta_device(na
     ],
 )
 def test_the_planned_memory_of_a_step_is_within_a_tenth_of_torchs(
-    as_on_a_gpu: None, name: str, length: int, rows: int, checkpointing: bool
+    name: str, length: int, rows: int, checkpointing: bool
 ) -> None:
     """Of a later micro-batch, when gradients and moments are there."""
     with FakeTensorMode():
-        model = Decoder(MODELS[name], V)
+        model = decoder_of(MODELS[name], V)
         if checkpointing:
-            model.recompute_blocks()
+            model.recompute_activations()
         optimizer = build_optimizer(model, TrainConfig())
         for parameter in model.parameters():
             parameter.grad = torch.zeros_like(parameter)
@@ -102,15 +107,15 @@ def test_the_planned_memory_of_a_step_is_within_a_tenth_of_torchs(
 
 @pytest.mark.parametrize(("name", "rows", "checkpointing"), [("130m", 16, True), ("1b", 4, False)])
 def test_the_planned_memory_of_a_sharded_step_is_within_a_tenth_of_torchs(
-    as_on_a_gpu: None, eight_devices: None, name: str, rows: int, checkpointing: bool
+    eight_devices: None, name: str, rows: int, checkpointing: bool
 ) -> None:
     """Without the moments: torch's tracker counts the whole ones of a sharded tensor beside the share."""
     mesh = init_device_mesh("cpu", (8,))
     bf16 = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
     with FakeTensorMode():
-        model = Decoder(MODELS[name], V)
+        model = decoder_of(MODELS[name], V)
         if checkpointing:
-            model.recompute_blocks()
+            model.recompute_activations()
         for block in model.blocks:  # as ``Ranks.distribute`` does
             fully_shard([block.norm_attention, block.norm_mlp], mesh=mesh, reshard_after_forward=False)
             fully_shard(block, mesh=mesh, mp_policy=bf16)
@@ -132,7 +137,7 @@ def test_the_planned_memory_of_a_sharded_step_is_within_a_tenth_of_torchs(
 def test_sharded_steps_and_validations_leave_no_hooks_on_weights(eight_devices: None) -> None:
     """FSDP puts one on what a unit returns, and a norm returns its weights."""
     with torch.device("meta"):
-        model = Decoder(MODELS["narrow"], 104)
+        model = decoder_of(MODELS["narrow"], 104)
     Ranks().distribute(model, Precision.bf16, torch.device("cpu"))
     model.initialize(0, fill)
     ids = torch.zeros(2, 64, dtype=torch.int64)
@@ -149,7 +154,7 @@ def test_sharded_steps_and_validations_leave_no_hooks_on_weights(eight_devices: 
 
 def test_a_block_hands_its_gradients_over_before_the_block_below_begins() -> None:
     """Or all of them would be held in bf16 until the end, and ranks could share none before."""
-    model = Decoder(MODELS["narrow"], 100)
+    model = decoder_of(MODELS["narrow"], 100)
     arrived: list[str] = []
     for name, parameter in model.named_parameters():
         parameter.register_post_accumulate_grad_hook(lambda _, name=name: arrived.append(name))

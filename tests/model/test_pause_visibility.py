@@ -15,10 +15,10 @@ from pausebench.config.groups import AttentionKind, PauseVisibility, Placement
 from pausebench.config.pauses import PausePolicy
 from pausebench.data.batch import Batch
 from pausebench.data.batches import EncodedExamples, RowLayout
-from pausebench.model.attention import AttentionMask, decoding_mask, take_apart
+from pausebench.model.attention import AttentionMask, decoding_mask
 from pausebench.model.decoder import Decoder
+from pausebench.model.fast_attention import take_apart
 from pausebench.pauses import IGNORE_INDEX, Role, inference_rows
-from pausebench.training.loss import summed_loss
 
 CPU = torch.device("cpu")
 END, PAUSE, CUE, VOCABULARY, K = 14, 15, 13, 16, 3
@@ -178,7 +178,7 @@ def gradient_at_inputs(model: Decoder, batch: Batch, labels: Tensor) -> Tensor:
     """[B, T]: the largest gradient of the loss of ``labels`` at each position's token embedding."""
     embedded: list[Tensor] = []
     handle = model.token_embedding.register_forward_hook(lambda module, given, made: embedded.append(made))
-    loss = summed_loss(model, batch._replace(labels=labels), CPU)
+    loss = model.summed_loss(batch._replace(labels=labels))
     handle.remove()
     (gradient,) = torch.autograd.grad(loss, embedded[0])
     return gradient.abs().amax(dim=2)

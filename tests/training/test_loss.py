@@ -19,10 +19,11 @@ from pausebench.data.batch import Batch, Batches
 from pausebench.data.batches import EncodedExamples, RowLayout
 from pausebench.model.attention import AttentionMask
 from pausebench.model.decoder import Decoder
+from pausebench.model.fast_loss import loss_to_gradient_, summed_cross_entropy
+from pausebench.model.tuning import TUNING, Tuning
 from pausebench.pauses import IGNORE_INDEX, draw_places, inject
 from pausebench.runs.folder import RunFolder
-from pausebench.training import loss
-from pausebench.training.loss import build_optimizer, learning_rate, summed_cross_entropy, summed_loss
+from pausebench.training.loss import build_optimizer, learning_rate
 from pausebench.training.tracking import Tracker
 from pausebench.training.trainer import Trainer
 
@@ -82,7 +83,7 @@ def test_the_loss_is_the_cross_entropy_summed_over_supervised_positions(
     model = make_decoder(VOCABULARY)
     logits = model.logits(model(batch.input_ids, batch.mask))
     expected = F.cross_entropy(logits.flatten(0, 1), batch.labels.flatten(), ignore_index=IGNORE_INDEX, reduction="sum")
-    torch.testing.assert_close(summed_loss(model, batch, CPU), expected, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(model.summed_loss(batch), expected, rtol=1e-5, atol=1e-4)
 
 
 def test_every_supervised_position_is_among_the_last_ones_that_are_computed(batch: Batch) -> None:
@@ -90,33 +91,30 @@ def test_every_supervised_position_is_among_the_last_ones_that_are_computed(batc
 
 
 @pytest.mark.parametrize("logits_at_once", [1, 3 * 23, 8 * 23])
-def test_the_loss_in_chunks_equals_the_loss_in_one_piece(monkeypatch: pytest.MonkeyPatch, logits_at_once: int) -> None:
+def test_the_loss_in_chunks_equals_the_loss_in_one_piece(logits_at_once: int) -> None:
     generator = torch.Generator().manual_seed(2)
     hidden, head = torch.randn(37, 8, generator=generator), torch.randn(23, 8, generator=generator)
     labels = torch.randint(0, 23, (37,), generator=generator)
 
-    def value_and_gradients() -> list[Tensor]:
+    def value_and_gradients(tuning: Tuning) -> list[Tensor]:
         inputs = (hidden.clone().requires_grad_(), head.clone().requires_grad_())
-        value = summed_cross_entropy(*inputs, labels)
+        value = summed_cross_entropy(*inputs, labels, tuning=tuning)
         return [value, *torch.autograd.grad(value, inputs)]
 
-    whole = value_and_gradients()
-    monkeypatch.setattr(loss, "CHUNK_LOGITS", logits_at_once)
-    for chunked, expected in zip(value_and_gradients(), whole, strict=True):
+    whole, in_chunks = value_and_gradients(TUNING), value_and_gradients(Tuning(chunk_logits=logits_at_once))
+    for chunked, expected in zip(in_chunks, whole, strict=True):
         torch.testing.assert_close(chunked, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_chunks_hold_no_more_logits_than_they_may(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loss, "CHUNK_LOGITS", 5 * 23)
+def test_chunks_hold_no_more_logits_than_they_may() -> None:
     seen = []
-    chunk = loss.loss_to_gradient_
 
-    def recorded(logits: Tensor, labels: Tensor) -> Tensor:
+    def recorded(logits: Tensor, labels: Tensor, rows_at_once: int) -> Tensor:
         seen.append(logits.numel())
-        return chunk(logits, labels)
+        return loss_to_gradient_(logits, labels, rows_at_once)
 
-    monkeypatch.setattr(loss, "loss_to_gradient_", recorded)
-    summed_cross_entropy(torch.randn(37, 8), torch.randn(23, 8), torch.zeros(37, dtype=torch.int64))
+    hidden, head, labels = torch.randn(37, 8), torch.randn(23, 8), torch.zeros(37, dtype=torch.int64)
+    summed_cross_entropy(hidden, head, labels, to_gradient=recorded, tuning=Tuning(chunk_logits=5 * 23))
     assert max(seen) <= 5 * 23
 
 

@@ -18,7 +18,7 @@ from pausebench.data.batches import EncodedExamples, RowLayout
 from pausebench.data.examples import Tokens, encode, fit
 from pausebench.data.task_rows import DatasetRows, open_task
 from pausebench.evaluation.generate import generate
-from pausebench.model.decoder import Decoder
+from pausebench.model.fast import FastDecoder
 from pausebench.model.flops import inference_flops
 from pausebench.runs import lineage
 from pausebench.tasks import TASKS
@@ -95,7 +95,7 @@ def _task(setting: Setting, task: str) -> list[Line]:
     ]
 
 
-def our_decoding(model: Decoder, layout: RowLayout, pause_id: int, new_tokens: int) -> Decode:
+def our_decoding(model: FastDecoder, layout: RowLayout, pause_id: int, new_tokens: int) -> Decode:
     """``generate`` with an end token that is never emitted: ``<pause>``."""
 
     def decode(prefixes: Sequence[Tokens]) -> list[list[int]]:

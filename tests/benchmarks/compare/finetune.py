@@ -17,12 +17,11 @@ from pausebench.data.batch import Batch
 from pausebench.data.batches import BLOCK_EXAMPLES, DatasetBatches, RowLayout
 from pausebench.data.examples import Tokens
 from pausebench.data.task_rows import DatasetRows, open_task
-from pausebench.model.decoder import Decoder
+from pausebench.model.fast import FastDecoder
 from pausebench.model.flops import finetuning_flops
 from pausebench.pauses import IGNORE_INDEX
 from pausebench.runs import lineage
 from pausebench.tasks import TASKS
-from pausebench.training.loss import summed_loss
 from tests.benchmarks.compare import gpt2
 from tests.benchmarks.compare.contest import OURS, Line, alternate
 from tests.benchmarks.compare.hf_trainer import Row, SteppedTrainer, padded
@@ -102,9 +101,9 @@ def as_row(prefix: Tokens, target: Tokens, layout: RowLayout) -> Row:
 
 
 @torch.no_grad()
-def same_loss(model: Decoder, batch: Batch, theirs: Any, rows: Sequence[Row], pad_id: int) -> dict[str, Any]:
+def same_loss(model: FastDecoder, batch: Batch, theirs: Any, rows: Sequence[Row], pad_id: int) -> dict[str, Any]:
     """Whether packed and padded rows of the first batch have the same loss before any step, in float32."""
     device = model.token_embedding.weight.device
     filled = {name: values.to(device) for name, values in padded(rows, pad_id).items()}
-    ours = float(summed_loss(model, batch, device) / batch.supervised)
+    ours = float(model.summed_loss(batch) / batch.supervised)
     return compared(ours, float(theirs(**filled, use_cache=False).loss))

@@ -25,7 +25,7 @@ from pausebench.config.training import FinetuneConfig
 from pausebench.console import Progress
 from pausebench.data.batch import Batches
 from pausebench.data.batches import RowLayout, generated_batches
-from pausebench.model.decoder import Decoder
+from pausebench.model.fast import FastDecoder
 from pausebench.tasks import TASKS
 from pausebench.training import start
 from pausebench.training.device import cpu_threads
@@ -86,7 +86,7 @@ def run(setting: Setting, steps_each: int = STEPS_EACH) -> list[Line]:
     return [Line("overhead", what, PEER, "steps/s", rates[OURS], rates[PEER], TARGET)]
 
 
-def _made(config: FinetuneConfig) -> tuple[Decoder, Batches]:
+def _made(config: FinetuneConfig) -> tuple[FastDecoder, Batches]:
     tokenizer = build_world(config.world).tokenizer
     batches = generated_batches(config, RowLayout.of(config.policy, config.prefix, TASKS["parity"], tokenizer))
     return start.build_model(config, tokenizer, CPU, ALONE), batches

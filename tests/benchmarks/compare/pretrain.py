@@ -12,8 +12,7 @@ from typing import Any
 import torch
 
 from pausebench.data.batch import Batch
-from pausebench.model.decoder import Decoder
-from pausebench.training.loss import summed_loss
+from pausebench.model.fast import FastDecoder
 from tests.benchmarks.compare import gpt2, litgpt
 from tests.benchmarks.compare.contest import OURS, Contender, Line, alternate
 from tests.benchmarks.compare.gpt2 import Loop
@@ -79,12 +78,12 @@ def run(setting: Setting) -> list[Line]:
 
 
 @torch.no_grad()
-def same_loss(model: Decoder, batch: Batch, theirs: Any) -> dict[str, Any]:
+def same_loss(model: FastDecoder, batch: Batch, theirs: Any) -> dict[str, Any]:
     """Whether both give the first batch the same loss before any step, in float32."""
     device = model.token_embedding.weight.device
     input_ids, labels = batch.input_ids.to(device), batch.labels.to(device)
     return compared(
-        float(summed_loss(model, batch, device) / batch.supervised),
+        float(model.summed_loss(batch) / batch.supervised),
         float(gpt2.causal_loss(theirs, input_ids, labels)),
     )
 

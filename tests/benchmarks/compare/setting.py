@@ -38,7 +38,7 @@ from pausebench.console import Progress
 from pausebench.data.batch import ALL, Batch, Batches
 from pausebench.data.tokenizer import Tokenizer
 from pausebench.data.vocabulary import open_tokenizer
-from pausebench.model.decoder import Decoder
+from pausebench.model.fast import FastDecoder
 from pausebench.runs.folder import RunFolder
 from pausebench.training import start
 from pausebench.training.parallel import ALONE
@@ -180,7 +180,7 @@ class Setting:
             "tracking": OFF,
         }
 
-    def build(self, config: PretrainConfig | FinetuneConfig) -> Decoder:
+    def build(self, config: PretrainConfig | FinetuneConfig) -> FastDecoder:
         """Our decoder as training builds it, on this device."""
         return start.build_model(config, self.tokenizer, self.device, ALONE).to(self.device)
 
@@ -202,7 +202,7 @@ class OurTraining:
         self,
         setting: Setting,
         config: PretrainConfig | FinetuneConfig,
-        model: Decoder,
+        model: FastDecoder,
         batches: Batches,
         units: float,
         made_together: int = 0,
