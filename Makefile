@@ -2,13 +2,14 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 STAMP := .venv/.installed
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 
-.PHONY: help demo test check bench wheel clean
+.PHONY: help demo test test-slow check bench wheel clean
 
 help: ## this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -18,8 +19,11 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP) ## the whole experiment in miniature: runs, table, runs/report/index.html (5 minutes)
 	$(BIN)/pausebench reproduce result=demo
 
-test: $(STAMP) ## the tests
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+test: $(STAMP) ## the quick tests: 6 minutes on two cores
+	$(PYTEST) -m "not slow"
+
+test-slow: $(STAMP) ## the other tests: 7 minutes on two cores
+	$(PYTEST) -m slow
 
 check: $(STAMP) ## lint, format, types, import layers
 	$(BIN)/ruff check .

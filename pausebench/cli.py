@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 from pausebench import __version__
 from pausebench.config.commands import COMMANDS
 from pausebench.config.help import choices, command_help, conf_dir, option_names, overview
+from pausebench.config.recipes import generated_groups
 from pausebench.errors import BadInput, Interrupted, PausebenchError, RunFailed
 from pausebench.runs import slurm
 
@@ -216,7 +217,7 @@ class _Task:
 def _single(command: str, overrides: list[str]) -> None:
     import hydra
 
-    _register_schemas()
+    register_config()
 
     failure: list[PausebenchError | BrokenPipeError] = []
 
@@ -248,7 +249,7 @@ def _sweep(command: str, overrides: list[str]) -> int:
 
     if any(override.startswith("hydra/sweeper=") for override in overrides):
         raise BadInput("hydra/sweeper=: pausebench sweeps over products of values with -m and knows no other sweeper.")
-    _register_schemas()
+    register_config()
     os.environ["HYDRA_FULL_ERROR"] = "1"
     hydra = Hydra.create_main_hydra2(command, create_config_search_path(str(conf_dir().resolve())))
     try:
@@ -302,12 +303,15 @@ def describe_error(error: Exception) -> str:
     return str(error) if isinstance(error, PausebenchError) else f"{type(error).__name__}: {first_line(error)}"
 
 
-def _register_schemas() -> None:
+def register_config() -> None:
+    """Tell Hydra what is not a file of conf/: the commands' schemas, the tasks and the recipes."""
     from hydra.core.config_store import ConfigStore
 
     os.environ["HYDRA_FULL_ERROR"] = "1"
     for name, schema in COMMANDS.items():
         ConfigStore.instance().store(name=f"{name}_schema", node=schema, provider="pausebench")
+    for (group, choice), node in generated_groups().items():
+        ConfigStore.instance().store(choice, node, group=group, package="_global_", provider="pausebench")
 
 
 def _without_hydra(composed: Any) -> Any:

@@ -73,6 +73,12 @@ def make_decoder(tuning: Tuning) -> Callable[..., FastDecoder]:
 
 
 @pytest.fixture
+def model(make_decoder: Callable[..., FastDecoder]) -> FastDecoder:
+    """A decoder of 16 tokens, 14 the end and 15 the pause, whose greedy answers differ in words and in length."""
+    return make_decoder(16, seed=10, embedding_std=0.2, linear_gain=3.0)
+
+
+@pytest.fixture
 def world_config() -> Callable[[str], WorldConfig]:
     """``world_config("count20")``: conf/world/count20.yaml."""
     folder = Path(__file__).parents[1] / "conf" / "world"

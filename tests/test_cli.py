@@ -5,13 +5,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pausebench import cli
 from pausebench.config.commands import COMMANDS
 from pausebench.config.help import choices, conf_dir, option_names
-from pausebench.config.training import FinetuneConfig
+from pausebench.config.recipes import generated_groups
 from pausebench.tasks import PAPER_TASKS
 
 TINY_PRETRAIN = "train.steps=4 train.batch_size=8 train.log_every=2 train.checkpoint_every=2 tracking=off"
@@ -281,36 +282,49 @@ def test_help_is_instant_and_complete(command: str | None) -> None:
     "file", sorted(str(path.relative_to(conf_dir())) for path in conf_dir().rglob("*.yaml")), ids=str
 )
 def test_every_configuration_file_composes(file: str) -> None:
-    from hydra import compose, initialize_config_dir
-
     group, name = str(Path(file).parent), Path(file).stem
-    model, _, rest = name.partition("_")
-    cli._register_schemas()
     line = {
-        "recipe/pretrain": ["pretrain", f"model={model}", f"world={rest}"],
-        "recipe/finetune": ["finetune", f"task={rest}", f"model={model}"],
-        "recipe/text": ["pretrain", f"model={name}"],
         "data": ["pretrain", f"data={name}", "data.root=."],
         "corpus": ["pretrain", f"corpus={name}", "data=files", "data.root=.", "corpus.name=x"],
         "world": ["pretrain", f"world={name}", "data=embedded"],
         "tokenizer": ["pretrain", f"tokenizer={name}", *(["world=count20"] if name == "words" else [])],
-        "task": ["finetune", f"task={name}"],
         "result": ["reproduce", f"result={name}"],
     }.get(group, ["pretrain", f"{group}={name}"])
     if group == ".":
         task, study = ["task=parity"], ["result=demo"]
         needed = {"finetune": task, "show": task, "reproduce": study, "plan": study}
         line = [name, *needed.get(name, [])] if name in COMMANDS else ["pretrain"]
+    composes(line)
+
+
+@pytest.mark.parametrize("choice", sorted(generated_groups()), ids="/".join)
+def test_every_task_and_every_recipe_composes_and_its_numbers_stand_in_the_config(choice: tuple[str, str]) -> None:
+    group, name = choice
+    model, _, rest = name.partition("_")
+    line = {
+        "task": ["finetune", f"task={name}"],
+        "recipe/finetune": ["finetune", f"task={rest}", f"model={model}"],
+        "recipe/pretrain": ["pretrain", f"world={rest}", f"model={model}"],
+        "recipe/text": ["pretrain", f"model={name}"],
+    }[group]
+    config = composes(line)
+    for option, value in generated_groups()[choice].get("train", {}).items():
+        assert value is None or getattr(config.train, option) == value, option
+
+
+def composes(line: list[str]) -> Any:
+    """The checked config of a command line."""
+    from hydra import compose, initialize_config_dir
+
+    cli.register_config()
     with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
         composed = compose(line[0], [*line[1:], *(["run=x"] if line[0] == "evaluate" else [])])
-        cli.to_config(line[0], composed, line[1:])
+        return cli.to_config(line[0], composed, line[1:])
 
 
 @pytest.mark.parametrize("model", ["1b", "130m"])
 def test_every_number_of_tables_3_and_4_stands_in_the_composed_config(model: str) -> None:
     """Learning rate, warm-up steps, steps and batch size, as the paper prints them; K = 10 where none is given."""
-    from hydra import compose, initialize_config_dir
-
     published = {
         "1b": {
             "squad": (1.0e-4, 100, 10000, 256),
@@ -336,15 +350,11 @@ def test_every_number_of_tables_3_and_4_stands_in_the_composed_config(model: str
         },
     }[model]
     assert set(published) == {task.name for task in PAPER_TASKS}
-    cli._register_schemas()
-    with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
-        for task, numbers in [*published.items(), ("lambada_openai", published["lambada"])]:
-            line = [f"task={task}", f"model={model}"]
-            config = cli.to_config("finetune", compose("finetune", line), line)
-            assert isinstance(config, FinetuneConfig)
-            train = config.train
-            assert (train.lr, train.warmup_steps, train.steps, train.batch_size) == numbers, task
-            assert (config.task.name, config.resolved().k) == (task, 10)
+    for task, numbers in [*published.items(), ("lambada_openai", published["lambada"])]:
+        config = composes(["finetune", f"task={task}", f"model={model}"])
+        train = config.train
+        assert (train.lr, train.warmup_steps, train.steps, train.batch_size) == numbers, task
+        assert (config.task.name, config.resolved().k) == (task, 10)
 
 
 def test_examples_of_the_help_name_existing_choices() -> None:

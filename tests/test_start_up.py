@@ -37,6 +37,7 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     assert imported(*arguments) == []
 
 
+@pytest.mark.slow
 def test_a_run_that_is_already_done_imports_no_torch(tmp_path: Path) -> None:
     place = [f"runs={tmp_path}", "tracking=off"]
     commands = [

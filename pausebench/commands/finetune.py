@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pausebench import stop
 from pausebench.config.groups import LengthLimit
+from pausebench.config.options import plain
 from pausebench.config.training import FinetuneConfig
 from pausebench.console import Progress
 from pausebench.data.examples import encode
@@ -25,24 +27,16 @@ if TYPE_CHECKING:
 
 def run(config: FinetuneConfig) -> dict[str, Any]:
     """Train to the last step, or return the result that is already there."""
-    rows, tokenizer = open_task(config), open_tokenizer(config)
-    parent = lineage.find_parent(config, tokenizer.fingerprint)
-    folder = lineage.finetune_folder(config, parent)
+    rows, tokenizer = open_task(config.task, config.text), open_tokenizer(config.text, config.runs)
+    parent = lineage.find_parent(config.parent, config.runs, tokenizer.fingerprint)
+    folder = folder_of(config, parent)
+    progress = start.progress(folder.name, config.train.steps, config.quiet)
+    fingerprint = rows.fingerprint(config.seed)
     if folder.result is not None:
-        folder.check_fingerprint(rows.fingerprint(config.seed), config.data.allow_changed, "data.allow_changed=true")
-        progress = start.progress(folder, config)
+        folder.check_fingerprint(fingerprint, config.data.allow_changed, "data.allow_changed=true")
         say_skipped(rows, progress)
         return progress.already_done(folder, config.profile)
-    return _train(folder, config, rows, tokenizer, parent)
 
-
-def _train(
-    folder: RunFolder,
-    config: FinetuneConfig,
-    rows: GeneratedRows | DatasetRows,
-    tokenizer: Tokenizer,
-    parent: lineage.Parent,
-) -> dict[str, Any]:
     from pausebench.data.batches import RowLayout
     from pausebench.training import checkpoint
     from pausebench.training.device import choose_device, cpu_threads
@@ -53,23 +47,30 @@ def _train(
         task = TASKS[config.task.name]
         check_length(config, rows, tokenizer, parent, config.longest, "k")
         layout = RowLayout.of(config.policy, config.prefix, task, tokenizer)
-        fingerprint = rows.fingerprint(config.seed)
         folder.check_fingerprint(fingerprint, config.data.allow_changed, "data.allow_changed=true")
-        progress = start.progress(folder, config)
         if ranks.is_first:
             say_skipped(rows, progress)
         with ranks.on_first(folder.locked()), stop.watched(), cpu_threads(config.threads):
-            model = start.build_model(config, tokenizer, device, ranks)
+            model = start.build_model(
+                config.model,
+                tokenizer.vocab_size,
+                config.seed,
+                device,
+                ranks,
+                precision=config.precision,
+                recompute=config.train.activation_checkpointing,
+            )
             if parent.checkpoint is not None:
                 checkpoint.load_weights(parent.checkpoint, model)
             batches, lengths = open_batches(config, rows, layout, tokenizer, parent, ranks.share)
+            resolved = plain(config)
             start.write_manifest(
                 folder,
-                config,
+                resolved,
                 model,
                 device,
                 ranks,
-                variant=lineage.variant(parent.pretraining, config.longest),
+                variant=config.variant(parent.pretraining),
                 pretraining=parent.pretraining,
                 parent=parent.name,
                 pretraining_seed=parent.seed,
@@ -77,7 +78,7 @@ def _train(
                 shift=config.shift,
                 filler=tokenizer.spelling(layout.pause_id),
                 task=task.name,
-                corpus=config.corpus_name,
+                corpus=config.text.name,
                 pretrained_length=parent.length,
                 tokenizer=tokenizer.fingerprint,
                 data_fingerprint=fingerprint,
@@ -85,8 +86,29 @@ def _train(
                 tokens_per_step=batches.batch(1).input_ids.numel(),
                 **lengths,
             )
-            result = start.train(folder, config, model, batches, device, progress, ranks, group=task.name)
+            twin = folder_of(replace(config, precision=config.precision.other), parent)
+            start.say_precision(progress, config.precision, config.model, config.device, twin)
+            result = start.train(
+                folder,
+                model,
+                batches,
+                config.train,
+                resolved=resolved,
+                precision=config.precision,
+                device=device,
+                tracking=config.tracking,
+                group=task.name,
+                progress=progress,
+                ranks=ranks,
+                profile=config.profile,
+            )
         return progress.done(folder, result)
+
+
+def folder_of(config: FinetuneConfig, parent: lineage.Parent) -> RunFolder:
+    """The folder of a resolved config with this parent."""
+    identity = config.identity(parent.name, TASKS[config.task.name].version)
+    return RunFolder.of(config.runs, "finetune", config.slug(parent.pretraining), identity)
 
 
 def say_skipped(rows: GeneratedRows | DatasetRows, progress: Progress) -> None:
@@ -107,7 +129,7 @@ def open_batches(
     from pausebench.data.batches import DatasetBatches, generated_batches
 
     if isinstance(rows, GeneratedRows):
-        return generated_batches(config, layout, share), {}
+        return generated_batches(rows, layout, config.seed, config.train.batch_size, share), {}
     limit, _ = length_limit(config, parent)
     packed = DatasetBatches(rows, layout, tokenizer, limit)
     return packed.batches(config.seed, config.train.batch_size, share), {

@@ -53,9 +53,9 @@ SHARD_TOKENS = 2**26  # 128 MiB of uint16: what a killed worker has to do again,
 
 def run(config: PrepareConfig) -> dict[str, Any]:
     """Write what is missing of the shards, then the index that makes the folder whole."""
-    tokenizer = open_tokenizer(config)
-    text = corpus.open_corpus(config)
-    folder = folder_of(config, tokenizer)
+    tokenizer = open_tokenizer(config.text, config.runs)
+    text = corpus.open_corpus(config.text)
+    folder = folder_of(config.text, config.runs, tokenizer)
     dtype = token_type(tokenizer.vocab_size)
     parts = {split: text.parts(split) for split in text.splits}
     # Validation and test are short: while they are written last, most workers would have nothing to do.

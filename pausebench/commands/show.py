@@ -29,7 +29,8 @@ PARTS = {Role.PREFIX.value: "prefix", Role.PAUSE.value: "pause", Role.TARGET.val
 
 def run(config: ShowConfig) -> dict[str, Any]:
     """Print the examples. Raises ``BadInput`` where there are not so many."""
-    task, rows, tokenizer = TASKS[config.task.name], open_task(config), open_tokenizer(config)
+    task, rows = TASKS[config.task.name], open_task(config.task, config.text)
+    tokenizer = open_tokenizer(config.text, config.runs)
     if isinstance(rows, GeneratedRows):
         examples, total = rows.training(config.seed, config.start, config.examples), "rows made without end"
     else:
@@ -38,10 +39,10 @@ def run(config: ShowConfig) -> dict[str, Any]:
         if not examples:
             raise BadInput(f"start={config.start}: task={task.name} has {total} here, numbered from 0.")
     layout = RowLayout.of(config.policy, config.prefix, task, tokenizer)
-    pretrained = config.world.sequence_length if config.embedded else min(2048, config.model.max_positions)
+    pretrained = config.world.sequence_length if config.text.embedded else min(2048, config.model.max_positions)
     longest, _ = length_limit(config, replace(RANDOM, length=None if config.init == "random" else pretrained))
     room = longest - layout.given
-    source = config.world.name if config.embedded else config.data.source.value
+    source = config.world.name if config.text.embedded else config.data.source.value
     print(
         f"{task.name}: {total} ({source}), tokenizer={config.tokenizer.kind.value}, K={config.label}, "
         f"placement={config.placement.value}, prefix={config.prefix.value}"

@@ -5,11 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from pausebench.config.commands import TasksConfig
-from pausebench.config.help import choices, conf_dir
-from pausebench.config.training import FinetuneConfig
+from pausebench.config.recipes import finetuning_steps
 from pausebench.data.files import read_split
 from pausebench.errors import BadInput
 from pausebench.tasks import TASKS, Dataset, Task
@@ -26,11 +23,10 @@ def run(config: TasksConfig) -> dict[str, Any]:
         raise BadInput(f"data.root={root} is no folder; it has to hold squad/train.jsonl.gz and the like.")
     where = "of the embedded worlds" if root is None else f"in {root}"
     print(LINE.format("task=", "answer", "metric", f"rows {where}", "K", "steps " + "/".join(MODELS)))
-    for name in choices("task"):
-        task = TASKS[name]
-        steps = [str(_steps(model, name) or "-") for model in MODELS]
+    for name, task in sorted(TASKS.items()):
+        steps = [str(finetuning_steps(model, name) or "-") for model in MODELS]
         kind = "scored" if task.scored else "decoded"
-        print(LINE.format(name, kind, task.metrics[0], _rows(task, root), _chosen_k(name), "/".join(steps)).rstrip())
+        print(LINE.format(name, kind, task.metrics[0], _rows(task, root), task.default_k, "/".join(steps)).rstrip())
     return {"names": []}
 
 
@@ -51,16 +47,3 @@ def _count(dataset: Dataset, split: str, root: Path | None) -> str:
         return "-"
     rows = EnglishWorld(None).rows(dataset.name, split) if root is None else read_split(root, dataset.name, split)
     return f"{sum(1 for _ in rows):,}"
-
-
-def _chosen_k(name: str) -> int:
-    """K where none is given."""
-    chosen = OmegaConf.to_container(OmegaConf.load(conf_dir() / "task" / f"{name}.yaml"))
-    assert isinstance(chosen, dict)
-    return int(chosen.get("default_k", FinetuneConfig.default_k))
-
-
-def _steps(model: str, name: str) -> int | None:
-    """Finetuning steps of the recipe that is taken by itself; None where there is none."""
-    recipe = conf_dir() / "recipe" / "finetune" / f"{model}_{name}.yaml"
-    return OmegaConf.load(recipe).train.steps if recipe.exists() else None

@@ -1,6 +1,6 @@
 """The schema of every command: frozen dataclasses of options and groups, and the rules between them.
 
-Invariant: an object of these classes is valid. The two stages that train are in ``stages``.
+Invariant: an object of these classes is valid. The two stages that train are in ``config.training``.
 """
 
 from __future__ import annotations
@@ -39,23 +39,23 @@ from pausebench.config.training import (
 class TasksData:
     """The data of ``tasks``: not a group, since nothing but a folder can be chosen."""
 
-    root: str | None = option(None, "count the rows of these local files (none: of the embedded worlds)")
+    root: str | None = option(None, "folder of local files whose rows are counted (none: the embedded worlds)")
 
 
 @dataclass(frozen=True)
 class TasksConfig(RunConfig):
     """List the tasks."""
 
-    data: TasksData = option(TasksData, "where rows are counted")
+    data: TasksData = option(TasksData, "source of the rows")
 
 
 @dataclass(frozen=True)
 class PrepareConfig(TextConfig):
     """Write a corpus as tokens to disk, once for many runs."""
 
-    workers: int | None = option(None, "CPU cores that work on it (none: all)", identity=Identity.never)
+    workers: int | None = option(None, "CPU cores to use (none: all)", identity=Identity.never)
     shard_tokens: int | None = option(
-        None, "tokens in a shard, at most; no result depends on it (none: 67,108,864)", identity=Identity.never
+        None, "most tokens in a shard; results do not depend on it (none: 67,108,864)", identity=Identity.never
     )
 
     def __post_init__(self) -> None:
@@ -64,7 +64,7 @@ class PrepareConfig(TextConfig):
         valid = self.shard_tokens is None or self.shard_tokens >= 1
         require(valid, f"shard_tokens={self.shard_tokens}", "must be at least 1")
         require(
-            not self.embedded,
+            not self.text.embedded,
             "data=embedded",
             "generated text has no end and is not prepared",
             "Type data=hub, or data=files data.root=DIR.",
@@ -81,28 +81,28 @@ class PrepareConfig(TextConfig):
 class EvaluateConfig(RunConfig):
     """Score a finetuned run with any number of pauses."""
 
-    run: str = option(MISSING, "folder of a finetune run, or its name")
-    mt: Any = option(None, "M, pauses at inference: an integer or a list (none: the run's K)")
+    run: str = option(MISSING, "folder or name of a finetune run")
+    mt: Any = option(None, "M, pauses at inference: a number or a list (none: the run's K)")
     filler: str | None = option(
-        None, "token in the pauses' places: pause, end, or text that is one token (section 5.2; none: as finetuned)"
+        None, "token used as the pause: pause, end, or text of one token (section 5.2; none: as finetuned)"
     )
     placement: Placement | None = option(None, "append or prepend (none: as finetuned)")
-    limit: int | None = option(None, "score only the first so many test rows (none: all)")
+    limit: int | None = option(None, "score only the first N test rows (none: all)")
     batch_size: int | None = option(
         None,
-        "rows read together; exact scores do not depend on it (none: what a cache of 2 GB holds, at most 256)",
+        "rows read at once; exact scores do not depend on it (none: what fits a 2 GB cache, at most 256)",
         identity=Identity.never,
     )
     precision: Arithmetic = option(
         Arithmetic.exact,
-        "exact (float64), or fp32 or bf16: faster, but near-ties may then fall differently with the batch size",
+        "exact (float64); fp32 and bf16 are faster, but near-ties may depend on the batch size",
         identity=Identity.changed,
     )
     allow_changed: bool = option(
-        False, "score a run whose data fingerprint is another than in its manifest", identity=Identity.never
+        False, "score even if the data's fingerprint differs from the manifest's", identity=Identity.never
     )
     profile: bool = option(
-        False, "write where the time of a few passes goes to profile/ in the run's folder", identity=Identity.never
+        False, "profile a few passes; the result is profile/ in the run's folder", identity=Identity.never
     )
     tracking: TrackingConfig = option(MISSING, "group: W&B", identity=Identity.never)
 
@@ -121,6 +121,22 @@ class EvaluateConfig(RunConfig):
         require(valid, f"batch_size={self.batch_size}", "must be at least 1")
         require(self.limit is None or self.limit >= 1, f"limit={self.limit}", "must be at least 1")
 
+    def slug(self, run: str, m: int) -> str:
+        """The readable part of the name of the result for M = ``m``; ``run`` names the finetune run."""
+        return f"{run.rpartition('-')[0]}-m{m}"
+
+    def identity(self, run: str, placement: Placement, m: int) -> dict[str, Any]:
+        """What determines that result; ``filler`` has to be filled in."""
+        assert self.filler is not None
+        identity: dict[str, Any] = {"run": run, "m": m}
+        if m > 0:
+            identity |= {"filler": self.filler, "placement": placement.value}
+        if self.limit is not None:
+            identity["limit"] = self.limit
+        if self.precision is not Arithmetic.exact:
+            identity["precision"] = self.precision.value
+        return identity
+
     def pause_counts(self, k: int) -> list[int]:
         """The list of M to score; ``k`` where none is given."""
         return [k if value is None else value for value in (self.mt if isinstance(self.mt, list) else [self.mt])]
@@ -135,29 +151,27 @@ def _listed(given: Any) -> list[Any] | None:
 class ReproduceConfig(RunConfig):
     """Plan, run, resume and report a whole study."""
 
-    result: Any = option(MISSING, "group: which study")
-    seeds: Any = option(None, "a number of seeds or a list of them (none: the study's)")
-    tasks: Any = option(None, "typed task=[A,B]: these tasks instead of the study's own")
-    k: Any = option(
-        None, "K, pauses in finetuning, a number or a list (none: the study's); K = 0 stays where it is a baseline"
-    )
-    mt: Any = option(None, "M, pauses at inference, a number or a list, where the study sweeps it (none: the study's)")
+    result: Any = option(MISSING, "group: the study")
+    seeds: Any = option(None, "number of seeds, or a list of seeds (none: the study's)")
+    tasks: Any = option(None, "written task=[A,B]: tasks instead of the study's own")
+    k: Any = option(None, "K, pauses in finetuning: a number or a list; the baseline keeps K = 0 (none: the study's)")
+    mt: Any = option(None, "M, pauses at inference, if the study sweeps it: a number or a list (none: the study's)")
     controls: Any = option(
         None,
-        "also these: hidden_pretraining, hidden_finetuning, hidden, one_pause, shifted, filler, layers, steps",
+        "controls to add: hidden_pretraining, hidden_finetuning, hidden, one_pause, shifted, filler, layers, steps",
     )
-    model: ModelConfig | None = option(None, "group: the model of every cell (none: the tasks' own)")
-    data: DataConfig | None = option(None, "group: where text and rows come from (none: the tasks' own)")
-    corpus: CorpusConfig | None = option(None, "group: the pretraining text of data=files and data=hub (none: c4)")
+    model: ModelConfig | None = option(None, "group: model of every cell (none: the tasks' own)")
+    data: DataConfig | None = option(None, "group: source of text and task rows (none: the tasks' own)")
+    corpus: CorpusConfig | None = option(None, "group: pretraining text for data=files and data=hub (none: c4)")
     tokenizer: TokenizerConfig | None = option(None, "group: how text becomes tokens (none: the model's own)")
-    limit: int | None = option(None, "score only the first so many test rows (none: all)")
-    overrides: list[str] = option([], "appended to every pretrain and finetune cell: 'overrides=[\"train.steps=50\"]'")
-    pretrain_overrides: list[str] = option([], "appended to every pretrain cell alone")
-    finetune_overrides: list[str] = option([], "appended to every finetune cell alone: the parents stay the same")
+    limit: int | None = option(None, "score only the first N test rows (none: all)")
+    overrides: list[str] = option([], "added to every pretrain and finetune cell: 'overrides=[\"train.steps=50\"]'")
+    pretrain_overrides: list[str] = option([], "added to pretrain cells only")
+    finetune_overrides: list[str] = option([], "added to finetune cells only; parents stay the same")
     dry_run: bool = option(False, "print the cells as commands instead of running them")
     wait: bool = option(True, "wait for cells that another process is running")
     tracking: TrackingConfig = option(
-        MISSING, "group: W&B, a run for each cell, grouped by study", identity=Identity.never
+        MISSING, "group: W&B, one run per cell, grouped by study", identity=Identity.never
     )
 
     def __post_init__(self) -> None:
@@ -205,12 +219,12 @@ class ReproduceConfig(RunConfig):
 class PlanConfig(ReproduceConfig):
     """What a study would cost."""
 
-    gpu: str = option("h100", "h100, h200, a100 (data sheets), or cpu: one core, its peak measured here")
+    gpu: str = option("h100", "device: h100, h200, a100 (data sheets), or cpu (one core, its peak measured now)")
     gpus: int = option(1, "devices that share the work")
-    mfu: float = option(0.4, "share of the peak that is reached: an assumption, not measured on your machine")
-    peak_tflops: float | None = option(None, "dense bf16 TFLOP/s of a device (none: the data sheet's)")
-    answer_tokens: int | None = option(None, "tokens of a decoded answer (none: as long as the right answers)")
-    json: str | None = option(None, "write every cell's cost to this file as well")
+    mfu: float = option(0.4, "fraction of the peak that is reached: an assumption, not a measurement")
+    peak_tflops: float | None = option(None, "dense bf16 peak of a device in TFLOP/s (none: the data sheet's)")
+    answer_tokens: int | None = option(None, "length of a decoded answer in tokens (none: that of the right answers)")
+    json: str | None = option(None, "also write the cost of every cell to this JSON file")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -229,7 +243,7 @@ class PlanConfig(ReproduceConfig):
 class ReportConfig(RunConfig):
     """Tables and page from the run folders alone."""
 
-    study: str | None = option(None, "one study by its name in runs/reproduce (none: every study found)")
+    study: str | None = option(None, "name of one study in runs/reproduce (none: every study found)")
 
 
 COMMANDS: dict[str, type[RunConfig]] = {

@@ -57,6 +57,11 @@ class Precision(Enum):
     fp32 = "fp32"
     bf16 = "bf16"
 
+    @property
+    def other(self) -> Precision:
+        """The precision that another device would have chosen."""
+        return Precision.fp32 if self is Precision.bf16 else Precision.bf16
+
 
 class Compile(Enum):
     """Whether what a block does position by position, and the loss, go through torch.compile."""
@@ -124,15 +129,16 @@ class ModelConfig:
     """A decoder's shape and initialisation scales (group ``model``)."""
 
     name: str = option(MISSING, "name of the model group")
-    n_layers: int = option(MISSING, "transformer blocks")
-    n_heads: int = option(MISSING, "attention heads; divides d_model")
-    d_model: int = option(MISSING, "width")
+    n_layers: int = option(MISSING, "number of transformer blocks")
+    n_heads: int = option(MISSING, "number of attention heads; must divide d_model")
+    d_model: int = option(MISSING, "width of the hidden states")
     d_mlp: int = option(MISSING, "width of the MLP's hidden layer")
-    max_positions: int = option(MISSING, "learned positions")
-    activation: str = option("gelu", "gelu (GPT-2's tanh form), gelu_erf (the exact form) or relu")
-    embedding_std: float = option(0.02, "standard deviation of token and position embeddings at initialisation")
-    linear_std: float = option(0.02, "standard deviation of linear weights, unless linear_gain is given")
-    linear_gain: float | None = option(None, "linear weights N(0, (linear_gain / sqrt(fan_in))^2) instead")
+    max_positions: int = option(MISSING, "number of learned positions")
+    activation: str = option("gelu", "the MLP's activation: gelu (GPT-2's tanh form), gelu_erf (exact form) or relu")
+    embedding_std: float = option(0.02, "initial standard deviation of token and position embeddings")
+    linear_std: float = option(0.02, "initial standard deviation of linear weights, unless linear_gain is given")
+    linear_gain: float | None = option(None, "instead of linear_std: weights from N(0, (linear_gain / sqrt(fan_in))^2)")
+    architecture: str = option("gpt2", "which architecture of pausebench.model", identity=Identity.changed)
 
     def __post_init__(self) -> None:
         allowed = ("gelu", "gelu_erf", "relu")
@@ -152,11 +158,11 @@ class WorldConfig:
 
     name: str = option(MISSING, "name of the world group")
     kind: str = option(MISSING, "count (lists of bits), relay (strings to copy) or english (invented facts)")
-    sequence_length: int = option(MISSING, "tokens in a row of pretraining")
+    sequence_length: int = option(MISSING, "length of a pretraining row in tokens")
     n_min: int = option(1, "count: shortest list in a pretraining document")
     n_max: int = option(1, "count: longest list in a pretraining document")
-    n_task: int = option(1, "length of the list (count) or string (relay) in a task's row")
-    facts: list[str] = option([], "count: facts that follow a list in pretraining, of MAJ, FIRST, LAST, CNT")
+    n_task: int = option(1, "length of the list (count) or string (relay) in a task row")
+    facts: list[str] = option([], "count: facts after a list in pretraining: any of MAJ, FIRST, LAST, CNT")
     alphabet: int = option(8, "relay: number of symbols")
 
     def __hash__(self) -> int:
@@ -190,16 +196,15 @@ class DataConfig:
     """Where rows come from (group ``data``)."""
 
     source: Source = option(Source.embedded, "set by data=hub, data=files and data=embedded")
-    root: str | None = option(None, "data=files: the folder that holds DATASET/SPLIT.jsonl.gz", identity=Identity.never)
+    root: str | None = option(None, "data=files: folder with DATASET/SPLIT.jsonl.gz", identity=Identity.never)
     # No identity: without a bad row both give the same, and with one only skip gives anything.
     on_bad_row: OnBadRow = option(
         OnBadRow.error,
-        "a task's row with a missing field, an answer that is empty or a label that is no option: error ends with its "
-        "place, skip leaves it out and counts it",
+        "invalid task row (missing field, empty answer, unknown label): error stops there, skip omits and counts it",
         identity=Identity.never,
     )
     allow_changed: bool = option(
-        False, "go on with a run whose data fingerprint is another than in its manifest", identity=Identity.never
+        False, "continue a run even if the data's fingerprint differs from the manifest's", identity=Identity.never
     )
 
 
@@ -207,24 +212,24 @@ class DataConfig:
 class CorpusConfig:
     """Pretraining text from the hub or from files (group ``corpus``)."""
 
-    name: str = option(MISSING, "the dataset's short name: its folder under data.root")
-    field: str = option("text", "the field of a row that holds the text")
-    hub_id: str | None = option(None, "data=hub: the dataset on the hub")
-    subset: str | None = option(None, "data=hub: its subset")
-    revision: str | None = option(None, "data=hub: its commit")
+    name: str = option(MISSING, "short name of the dataset: its folder under data.root")
+    field: str = option("text", "field of a row that holds the text")
+    hub_id: str | None = option(None, "data=hub: id of the dataset")
+    subset: str | None = option(None, "data=hub: subset of the dataset")
+    revision: str | None = option(None, "data=hub: commit of the dataset")
     files: int | None = option(
-        None, "the training split's first so many files alone (none: all)", identity=Identity.changed
+        None, "use only the first N files of the training split (none: all)", identity=Identity.changed
     )
     bytes: bool = option(
         False,
-        "data=files: one file NAME, NAME.zip or NAME.gz, read as bytes: 90 % train, 5 % validation, 5 % test",
+        "data=files: read one file NAME, NAME.zip or NAME.gz as bytes, split 90 % train, 5 % validation, 5 % test",
         identity=Identity.changed,
     )
     prepared: bool = option(
-        False, "read the shards that pausebench prepare wrote instead of the text", identity=Identity.changed
+        False, "read the shards written by pausebench prepare instead of the text", identity=Identity.changed
     )
     document_mask: bool = option(
-        False, "stop attention at a document's end, where a row holds several", identity=Identity.changed
+        False, "documents in the same row do not attend to each other", identity=Identity.changed
     )
 
     def __post_init__(self) -> None:
@@ -241,8 +246,8 @@ class TokenizerConfig:
         "gpt2: folder with vocab.json and merges.txt (none: data.root/gpt2-tokenizer, or the hub)",
         identity=Identity.never,
     )
-    vocab_size: int | None = option(None, "bpe: entries at most, the end token and <pause> among them (none: 4096)")
-    train_documents: int = option(2000, "bpe: documents of the corpus that it is trained on")
+    vocab_size: int | None = option(None, "bpe: most entries, including the end token and <pause> (none: 4096)")
+    train_documents: int = option(2000, "bpe: number of corpus documents to train it on")
 
     def __post_init__(self) -> None:
         valid = self.vocab_size is None or 300 <= self.vocab_size <= 65536
@@ -259,7 +264,7 @@ class TaskConfig:
 
     name: str = option(MISSING, "name of the task")
     train_fraction: float | None = option(
-        None, "share of the evaluation rows to train on instead, where no training split is to be had (none: no share)"
+        None, "train on this fraction of the evaluation rows if there is no training split, score the rest (none: off)"
     )
 
     def __post_init__(self) -> None:
@@ -277,7 +282,7 @@ class PauseConfig:
     enabled: bool = option(True, "set by pause=on and pause=off")
     trim: Trim = option(
         Trim.drop,
-        "pretraining: tokens that pauses push over a row's end are lost (drop: the paper) or begin the next (carry)",
+        "pretraining: text pushed past a row's end by pauses: drop loses it (the paper), carry begins the next row",
         identity=Identity.changed,
     )
 
@@ -287,42 +292,44 @@ class TrainConfig:
     """The optimisation of one run."""
 
     steps: int = option(1000, "optimizer steps")
-    batch_size: int = option(64, "rows in a step, all micro-batches together")
+    batch_size: int = option(64, "rows in an optimizer step, all micro-batches and ranks together")
     micro_batch_size: int | None = option(
-        None, "rows in one forward pass (none: the whole batch)", identity=Identity.never
+        None, "rows in one forward pass; changes rounding only (none: the whole batch)", identity=Identity.never
     )
     lr: float = option(1e-3, "peak learning rate")
-    warmup_steps: int | None = option(None, "linear warm-up (none: 5 % of the steps)")
-    min_lr_fraction: float = option(0.1, "the cosine ends at this share of the peak")
-    beta1: float = option(0.9, "AdamW")
-    beta2: float = option(0.95, "AdamW")
-    weight_decay: float = option(0.1, "AdamW, on matrices (not on biases and norms)")
-    clip: float = option(1.0, "largest gradient norm")
+    warmup_steps: int | None = option(None, "steps of linear warm-up (none: 5 % of train.steps)")
+    min_lr_fraction: float = option(0.1, "learning rate at the end of the cosine, as a fraction of the peak")
+    beta1: float = option(0.9, "AdamW's decay rate of the first moment")
+    beta2: float = option(0.95, "AdamW's decay rate of the second moment")
+    weight_decay: float = option(0.1, "AdamW's weight decay, on matrices and embeddings, not on biases and norms")
+    clip: float = option(1.0, "largest gradient norm; larger ones are scaled down to it")
     on_bad_step: OnBadStep = option(
         OnBadStep.stop,
-        "a step whose loss or gradient is not finite, or a spike: stop the run, or skip the step and count it",
+        "on a step with a non-finite loss or gradient, or a spike: stop the run, or skip and count the step",
         identity=Identity.changed,
     )
     spike: float | None = option(
         None,
-        "a gradient norm above so many times its running mean is a spike (none: no norm is)",
+        "a gradient norm above N times its running mean is a spike (none: never)",
         identity=Identity.changed,
     )
-    log_every: int = option(100, "steps between two log lines", identity=Identity.never)
-    validate_every: int = option(500, "steps between two validation losses", identity=Identity.never)
-    validation_rows: int = option(256, "training-side rows of a validation loss", identity=Identity.never)
-    checkpoint_every: int = option(500, "steps between two checkpoints", identity=Identity.never)
-    keep_checkpoints: int = option(2, "newest checkpoints kept, beside the best one", identity=Identity.never)
+    log_every: int = option(100, "steps between log lines", identity=Identity.never)
+    validate_every: int = option(500, "steps between validation losses", identity=Identity.never)
+    validation_rows: int = option(256, "rows of a validation loss (never evaluation rows)", identity=Identity.never)
+    checkpoint_every: int = option(500, "steps between checkpoints", identity=Identity.never)
+    keep_checkpoints: int = option(2, "newest checkpoints to keep, besides the best one", identity=Identity.never)
     activation_checkpointing: bool = option(
         False,
         "recompute each block in the backward pass: less memory, about a third more work",
         identity=Identity.never,
     )
     compile: Compile = option(
-        Compile.auto, "torch.compile: auto (long runs), on or off; rounds differently", identity=Identity.never
+        Compile.auto, "torch.compile: auto (in long runs), on or off; changes rounding", identity=Identity.never
     )
     hang_seconds: int = option(
-        600, "several processes: one that has not moved for so long ends the run with its name", identity=Identity.never
+        600,
+        "with several processes: seconds that one may stand still before the run ends",
+        identity=Identity.never,
     )
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""``--help``, written from the schema and the files in conf/. Imports neither torch nor Hydra: it is instant."""
+"""``--help``, written from the schema, the tasks and conf/. Imports neither torch nor Hydra: it is instant."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from pathlib import Path
 from pausebench.config.commands import COMMANDS
 from pausebench.config.options import MISSING
 from pausebench.config.training import RunConfig
+from pausebench.tasks import TASKS
 
 SUMMARIES = {
-    "prepare": "write a corpus as tokens to disk, once for many pretrainings",
+    "prepare": "tokenise a corpus to disk once, for any number of pretrainings",
     "pretrain": "train a decoder on text, with pauses (PausePT) or without (StdPT)",
-    "finetune": "train a pretrained run on a task, with K pauses (PauseFT) or none (StdFT)",
+    "finetune": "finetune a pretrained run on a task, with K pauses (PauseFT) or none (StdFT)",
     "evaluate": "score a finetuned run with any number M of pauses",
     "reproduce": "plan, run, resume and report a whole study",
-    "plan": "what a study would cost: tokens, FLOPs, device time, disk",
-    "report": "tables and a page from the run folders alone",
+    "plan": "estimate what a study costs: tokens, FLOPs, device time, disk",
+    "report": "make tables and a page from the run folders",
     "tasks": "list the tasks: metric, splits, rows, K and steps",
-    "show": "print examples of a task as the model sees them",
+    "show": "print examples of a task as the model sees them: tokens, pauses, attention",
 }
 
 EXAMPLES = {
@@ -105,20 +106,22 @@ def command_help(command: str) -> str:
         for group in GROUPS[command]:
             lines += _entry(group, " | ".join(choices(group)))
         lines.append("")
-    lines.append("options (OPTION=VALUE), with the defaults that hold where task and model choose no others:")
+    lines.append("options (OPTION=VALUE) with their defaults; a task or model may set others:")
     shared = {item.name for item in dataclasses.fields(RunConfig)}
     options = sorted(_options(COMMANDS[command]), key=lambda option: ("." in option[0], option[0] in shared))
     for name, default, kind, text in options:
         if name not in GROUPS[command]:
             lines += _entry(f"{name}={default}", f"{text} [{kind}]")
-    lines += ["", "-m sweeps over every OPTION=A,B,C; hydra/launcher=joblib runs cells side by side."]
+    lines += ["", "-m sweeps over every OPTION=A,B,C; hydra/launcher=joblib runs cells in parallel."]
     lines += ["--cfg job prints the resolved config instead of running.", "", "examples:"]
     lines += [f"  {example}" for example in EXAMPLES[command]]
     return "\n".join(lines)
 
 
 def choices(group: str) -> list[str]:
-    """The files of a configuration group."""
+    """The choices of a configuration group: the tasks, or the group's files."""
+    if group == "task":
+        return sorted(TASKS)
     return sorted(file.stem for file in (conf_dir() / group).glob("*.yaml"))
 
 

@@ -10,34 +10,47 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from pausebench.config.groups import PauseVisibility, Placement
+from pausebench.config.groups import PauseVisibility, Placement, Trim
 from pausebench.config.options import Identity, option, plain, require
+
+
+@dataclass(frozen=True)
+class PauseInjection:
+    """What a pretraining does with pauses (section 3.1, Algorithm 1).
+
+    fraction: pauses inserted, as a share of the row's length; 0 is StdPT. trim: what becomes of the tokens that they
+    push over the row's end.
+    """
+
+    fraction: float
+    trim: Trim
+    visibility: PauseVisibility
 
 
 @dataclass(frozen=True)
 class PausePolicy:
     """How many pauses a row has, where, which token stands for them and who sees them (sections 3.1, 5.2, 5.3)."""
 
-    k: int | None = option(None, "pauses in every row; 0 is StdFT (none: the task's default_k)")
+    k: int | None = option(None, "K, pauses in every row; 0 is StdFT (none: the task's default_k)")
     k_range: list[int] | None = option(
         None,
-        "instead of k: [FIRST,LAST], from which every training row draws its own number of pauses by (seed, row)",
+        "instead of k: every training row draws its K from [FIRST,LAST] by (seed, row)",
         identity=Identity.changed,
     )
-    placement: Placement = option(Placement.append, "append or prepend the pauses (section 5.3)")
+    placement: Placement = option(Placement.append, "append or prepend the pauses to the prefix (section 5.3)")
     pause_visibility: PauseVisibility = option(
         PauseVisibility.all,
-        "who sees a pause, here and in evaluate: all, or (a control) itself and the read-out, or itself alone",
+        "who attends to a pause, here and in evaluate: all; controls: readout (and itself), or self",
         identity=Identity.changed,
     )
     shift: int = option(
         0,
-        "a control for k=0: positions jump by so many where pauses would stand, and M pauses of evaluate fill that gap",
+        "control with k=0: positions jump by N where pauses would be; the M pauses of evaluate fill the gap",
         identity=Identity.changed,
     )
     filler: str = option(
         "pause",
-        "token in the pauses' places: pause, end, or text that is one token, such as .",
+        "token used as the pause: pause, end, or text of one token, such as .",
         identity=Identity.changed,
     )
 

@@ -33,17 +33,18 @@ from pausebench.config.groups import (
     WorldConfig,
 )
 from pausebench.config.options import MISSING, Identity, identity_fields, option, require
-from pausebench.config.pauses import PausePolicy
+from pausebench.config.pauses import PauseInjection, PausePolicy
+from pausebench.config.source import ParentChoice, TextSource
 
 
 @dataclass(frozen=True)
 class RunConfig:
     """What every command has."""
 
-    runs: str = option("runs", "folder that holds all run folders", identity=Identity.never)
+    runs: str = option("runs", "folder of all run folders", identity=Identity.never)
     device: str = option("auto", "auto, cpu or cuda", identity=Identity.never)
-    threads: int | None = option(None, "CPU threads (none: torch's choice)", identity=Identity.never)
-    quiet: bool = option(False, "no progress on the terminal", identity=Identity.never)
+    threads: int | None = option(None, "CPU threads (none: torch's default)", identity=Identity.never)
+    quiet: bool = option(False, "print no progress", identity=Identity.never)
 
     def __post_init__(self) -> None:
         require(self.device in ("auto", "cpu", "cuda"), f"device={self.device}", "allowed are auto, cpu and cuda")
@@ -54,9 +55,9 @@ class RunConfig:
 class TextConfig(RunConfig):
     """Where text and rows come from, and the tokenizer."""
 
-    data: DataConfig = option(DataConfig, "group: where rows come from")
-    corpus: CorpusConfig = option(MISSING, "group: the pretraining text of data=hub and data=files")
-    world: WorldConfig = option(MISSING, "group: the generator of data=embedded")
+    data: DataConfig = option(DataConfig, "group: source of text and task rows")
+    corpus: CorpusConfig = option(MISSING, "group: pretraining text for data=hub and data=files")
+    world: WorldConfig = option(MISSING, "group: generator for data=embedded")
     tokenizer: TokenizerConfig = option(MISSING, "group: how text becomes tokens")
 
     def __post_init__(self) -> None:
@@ -67,9 +68,9 @@ class TextConfig(RunConfig):
             "the folder with the local files has to be named",
             "For example data.root=../data, with ../data/squad/train.jsonl.gz in it.",
         )
-        own_words = self.embedded and self.world.kind != "english"
+        own_words = self.text.embedded and self.world.kind != "english"
         words = self.tokenizer.kind is TokenizerKind.words
-        where = f"world={self.world.name}" if self.embedded else f"data={self.data.source.value}"
+        where = f"world={self.world.name}" if self.text.embedded else f"data={self.data.source.value}"
         require(
             own_words == words,
             f"tokenizer={self.tokenizer.kind.value} with {where}",
@@ -77,17 +78,13 @@ class TextConfig(RunConfig):
         )
 
     @property
-    def embedded(self) -> bool:
-        return self.data.source is Source.embedded
-
-    @property
-    def corpus_name(self) -> str:
-        """What the pretraining text is called: the world, or the corpus of files and hub."""
-        return self.world.name if self.embedded else self.corpus.name
+    def text(self) -> TextSource:
+        """The source alone, for what knows no command."""
+        return TextSource(self.data, self.corpus, self.world, self.tokenizer)
 
     def refuse_unused(self, overrides: Sequence[str]) -> None:
         """Raise ``BadInput`` for an override of a group that this source does not read: it would change nothing."""
-        unused, fix = ("corpus", "data=files or data=hub") if self.embedded else ("world", "data=embedded")
+        unused, fix = ("corpus", "data=files or data=hub") if self.text.embedded else ("world", "data=embedded")
         for given in overrides:
             name = given.lstrip("+").partition("=")[0]
             require(
@@ -100,7 +97,7 @@ class TextConfig(RunConfig):
     def data_identity(self) -> dict[str, Any]:
         """``identity_fields`` without the groups that this source and tokenizer do not use."""
         fields = identity_fields(self)
-        del fields["corpus" if self.embedded else "world"]
+        del fields["corpus" if self.text.embedded else "world"]
         if self.tokenizer.kind is TokenizerKind.words:
             del fields["tokenizer"]  # it is the world's
         elif self.tokenizer.kind is not TokenizerKind.bpe:
@@ -112,31 +109,35 @@ class TextConfig(RunConfig):
 class TrainingConfig(TextConfig):
     """What the two commands that train have in common: a model beside the text."""
 
-    model: ModelConfig = option(MISSING, "group: the decoder; a finetuning's parent must have the same")
+    model: ModelConfig = option(MISSING, "group: the decoder; a finetuning needs a parent of the same model")
 
 
 @dataclass(frozen=True)
 class PretrainConfig(TrainingConfig):
     """StdPT (pause=off) or PausePT (pause=on)."""
 
-    pause: PauseConfig = option(PauseConfig, "group: pause=on is PausePT, pause=off StdPT")
-    pause_fraction: float = option(0.1, "pauses inserted, as a share of the row's length (section 4.1)")
+    pause: PauseConfig = option(PauseConfig, "group: on is PausePT, off is StdPT")
+    pause_fraction: float = option(0.1, "pauses inserted, as a fraction of the row's length (section 4.1)")
     pause_visibility: PauseVisibility = option(
         PauseVisibility.all,
-        "who sees a pause: all, or (a control: docs/controls.md) itself and the read-out, or itself alone",
+        "who attends to a pause: all; controls (docs/controls.md): readout (and itself), or self",
         identity=Identity.changed,
     )
     sequence_length: int | None = option(
-        None, "tokens in a row (none: the world's, or 2048 where the model has as many positions)"
+        None, "row length in tokens (none: the world's, or 2048 if the model has as many positions)"
     )
-    seed: int = option(0, "initialisation, order of documents and places of pauses")
-    precision: Precision = option(Precision.auto, "auto (bf16 where the device multiplies it fast), fp32 or bf16")
+    seed: int = option(0, "seed of initialisation, document order and pause places")
+    precision: Precision = option(
+        Precision.auto, "arithmetic: auto (bf16 where the device is fast at it), fp32 or bf16"
+    )
     parallel: Parallel = option(
-        Parallel.ddp, "several processes (torchrun, srun): ddp, or fsdp to share weights too", identity=Identity.never
+        Parallel.ddp,
+        "several processes (torchrun, srun): ddp, or fsdp to shard weights too",
+        identity=Identity.never,
     )
-    train: TrainConfig = option(TrainConfig, "the optimisation")
+    train: TrainConfig = option(TrainConfig, "optimisation")
     profile: bool = option(
-        False, "write where the time of a few steps goes to profile/ in the run's folder", identity=Identity.never
+        False, "profile a few steps; the result is profile/ in the run's folder", identity=Identity.never
     )
     tracking: TrackingConfig = option(MISSING, "group: W&B", identity=Identity.never)
 
@@ -150,7 +151,7 @@ class PretrainConfig(TrainingConfig):
             "The paper's is 0.1; pause=off pretrains without pauses.",
         )
         if self.sequence_length is not None:
-            shortest = self.world.longest_document if self.embedded and self.world.kind == "count" else 2
+            shortest = self.world.longest_document if self.text.embedded and self.world.kind == "count" else 2
             require(
                 self.sequence_length >= shortest,
                 f"sequence_length={self.sequence_length}",
@@ -168,7 +169,7 @@ class PretrainConfig(TrainingConfig):
         """Every open value filled in."""
         length = self.sequence_length
         if length is None:
-            length = self.world.sequence_length if self.embedded else min(2048, self.model.max_positions)
+            length = self.world.sequence_length if self.text.embedded else min(2048, self.model.max_positions)
         return dataclasses.replace(
             self,
             pause=self.pause if self.pause.enabled else PauseConfig(enabled=False),
@@ -183,6 +184,17 @@ class PretrainConfig(TrainingConfig):
     def variant(self) -> str:
         return "PausePT" if self.pause.enabled else "StdPT"
 
+    @property
+    def injection(self) -> PauseInjection:
+        """What is done with pauses."""
+        fraction = self.pause_fraction if self.pause.enabled else 0.0
+        return PauseInjection(fraction, self.pause.trim, self.pause_visibility)
+
+    @property
+    def slug(self) -> str:
+        """The readable part of the run's name."""
+        return f"{_joined(self.text.name, self.model.name)}-{self.variant}-s{self.seed}"
+
     def identity(self) -> dict[str, Any]:
         """What determines the result, for the run's name."""
         fields = self.data_identity()
@@ -196,25 +208,29 @@ class FinetuneConfig(TrainingConfig, PausePolicy):
     """StdFT (k=0) or PauseFT (k>0) on one task."""
 
     task: TaskConfig = option(MISSING, "group: the task")
-    pause: PauseConfig = option(PauseConfig, "group: pause=off says the same as k=0", identity=Identity.never)
-    default_k: int = option(8, "K where k is not given", identity=Identity.never)
-    prefix: AttentionKind = option(AttentionKind.bidirectional, "causal, bidirectional or bottleneck attention")
+    pause: PauseConfig = option(PauseConfig, "group: off means k=0", identity=Identity.never)
+    default_k: int = option(8, "K if k is not given; tasks set it", identity=Identity.never)
+    prefix: AttentionKind = option(AttentionKind.bidirectional, "prefix attention: causal, bidirectional or bottleneck")
     pretraining: Pretraining = option(
-        Pretraining.pause, "std or pause: which pretrained parent to find in runs/pretrain"
+        Pretraining.pause, "which pretrained parent to find in runs/pretrain: std or pause"
     )
-    pretraining_seed: int = option(0, "seed of that parent")
-    init: str | None = option(None, "a pretrain run's folder, or random, instead of the search by pretraining=")
+    pretraining_seed: int = option(0, "seed of the parent")
+    init: str | None = option(None, "folder of the parent run, or random (none: search by pretraining=)")
     length_limit: LengthLimit = option(
-        LengthLimit.pretrained, "longest row: the parent's pretrained length, or the model's positions"
+        LengthLimit.pretrained, "longest row: the parent's pretrained length, or all the model's positions"
     )
-    seed: int = option(0, "initialisation (init=random) and order of rows")
-    precision: Precision = option(Precision.auto, "auto (bf16 where the device multiplies it fast), fp32 or bf16")
+    seed: int = option(0, "seed of row order, and of initialisation with init=random")
+    precision: Precision = option(
+        Precision.auto, "arithmetic: auto (bf16 where the device is fast at it), fp32 or bf16"
+    )
     parallel: Parallel = option(
-        Parallel.ddp, "several processes (torchrun, srun): ddp, or fsdp to share weights too", identity=Identity.never
+        Parallel.ddp,
+        "several processes (torchrun, srun): ddp, or fsdp to shard weights too",
+        identity=Identity.never,
     )
-    train: TrainConfig = option(TrainConfig, "the optimisation")
+    train: TrainConfig = option(TrainConfig, "optimisation")
     profile: bool = option(
-        False, "write where the time of a few steps goes to profile/ in the run's folder", identity=Identity.never
+        False, "profile a few steps; the result is profile/ in the run's folder", identity=Identity.never
     )
     tracking: TrackingConfig = option(MISSING, "group: W&B", identity=Identity.never)
 
@@ -254,22 +270,44 @@ class FinetuneConfig(TrainingConfig, PausePolicy):
             return self.longest
         return self.k if self.k is not None else (self.default_k if self.pause.enabled else 0)
 
-    def identity(self, parent: str) -> dict[str, Any]:
+    @property
+    def parent(self) -> ParentChoice:
+        """The pretrained run to start from."""
+        return ParentChoice(self.init, self.pretraining, self.pretraining_seed, self.model, self.text, self.precision)
+
+    def variant(self, pretraining: str) -> str:
+        """The paper's name of a combination (section 3.2); NoPT where finetuning starts from random weights."""
+        stage = {"std": "StdPT", "pause": "PausePT", "none": "NoPT"}[pretraining]
+        return f"{stage}_{'PauseFT' if self.longest > 0 else 'StdFT'}"
+
+    def slug(self, pretraining: str) -> str:
+        """The readable part of the run's name."""
+        what = _joined(self.task.name, self.text.name, self.model.name)
+        return f"{what}-{self.variant(pretraining)}-k{self.label}-s{self.seed}"
+
+    def identity(self, parent: str, task_version: int) -> dict[str, Any]:
         """What determines the result; the parent's run name stands for how it was chosen."""
         fields = self.data_identity()
         for name in ("pretraining", "pretraining_seed", "init"):
             del fields[name]
         if self.k == 0 and self.shift == 0:
             del fields["placement"]
+        if task_version > 1:  # a task that never changed is named without a version
+            fields["task_version"] = task_version
         return fields | {"parent": parent}
+
+
+def _joined(*names: str) -> str:
+    """Names with a hyphen between them, each once: a task and its world may share one."""
+    return "-".join(dict.fromkeys(names))
 
 
 @dataclass(frozen=True)
 class ShowConfig(FinetuneConfig):
     """Print examples of a task as a finetuning with these options would train on them."""
 
-    examples: int = option(3, "how many")
-    start: int = option(0, "number of the first, in the order of the split")
+    examples: int = option(3, "number of examples")
+    start: int = option(0, "number of the first example, in the order of the split")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -16,8 +16,7 @@ from torch import Tensor
 
 from pausebench import pauses
 from pausebench.config.groups import AttentionKind, PauseVisibility, Trim, WorldConfig
-from pausebench.config.pauses import PausePolicy
-from pausebench.config.training import FinetuneConfig, PretrainConfig
+from pausebench.config.pauses import PauseInjection, PausePolicy
 from pausebench.data.batch import ALL, Batch, Batches, Share
 from pausebench.data.corpus import TRAIN, VALIDATION, Corpus, PackedRows, TextRows, shuffled
 from pausebench.data.examples import Tokens, encode, fit
@@ -54,13 +53,14 @@ def _fixed_batches(
     return Batches(make, rows_together // batch_size, partial(own, VALIDATION_SEED, 0))
 
 
-def document_batches(config: PretrainConfig, world: World, share: Share = ALL) -> Batches:
+def document_batches(
+    world: World, injection: PauseInjection, *, length: int, seed: int, batch_size: int, share: Share = ALL
+) -> Batches:
     """One document of a count world a row, padded with end tokens of which the first is a target."""
-    tokenizer, length = world.tokenizer, _length(config)
-    _pauses_in_a_row(config)
-    if config.pause.trim is Trim.carry:
+    tokenizer, count = world.tokenizer, _pauses_in_a_row(injection, length)
+    if injection.trim is Trim.carry:
         raise BadInput(
-            f"pause.trim=carry with world={config.world.name}: a document has a row of its own, and the next row is "
+            f"pause.trim=carry with world={world.config.name}: a document has a row of its own, and the next row is "
             "another's. Leave it out."
         )
 
@@ -69,45 +69,56 @@ def document_batches(config: PretrainConfig, world: World, share: Share = ALL) -
         input_ids = torch.full((rows, length), tokenizer.end_id)
         input_ids[:, : documents.shape[1]] = documents[:, :length]
         supervised = torch.arange(length) <= lengths[:, None]
-        batch = _paused(config, input_ids, supervised, seed, start, tokenizer.pause_id)
+        batch = _paused(input_ids, supervised, injection, count, length, (seed, start), tokenizer.pause_id)
         text = (batch.input_ids != tokenizer.pause_id) & (ends_before(batch.input_ids, tokenizer.end_id) == 0)
         return batch._replace(text=text)
 
-    return _fixed_batches(block, config.seed, config.train.batch_size, BLOCK_ROWS, share)
+    return _fixed_batches(block, seed, batch_size, BLOCK_ROWS, share)
 
 
 def text_batches(
-    config: PretrainConfig, text: Corpus | PreparedText, tokenizer: Tokenizer, share: Share = ALL
+    text: Corpus | PreparedText,
+    tokenizer: Tokenizer,
+    injection: PauseInjection,
+    *,
+    length: int,
+    seed: int,
+    batch_size: int,
+    document_mask: bool = False,
+    share: Share = ALL,
 ) -> Batches:
     """Full rows of a corpus: documents one after the other, an end token behind each.
 
-    With ``corpus.document_mask`` a document sees itself alone, and its first token is no target: nothing before it
-    could say anything about it. Positions count through the row.
+    With ``document_mask`` a document sees itself alone, and its first token is no target: nothing before it could say
+    anything about it. Positions count through the row.
     """
-    length, count = _length(config), _pauses_in_a_row(config)
-    tokens = length - count if config.pause.trim is Trim.carry else length
+    count = _pauses_in_a_row(injection, length)
+    tokens = length - count if injection.trim is Trim.carry else length
     if tokens < 1:
-        raise BadInput(f"pause.trim=carry with pause_fraction={config.pause_fraction}: a row has no place for text.")
+        raise BadInput(f"pause.trim=carry with pause_fraction={injection.fraction}: a row has no place for text.")
 
     def opened(split: str, seed: int) -> TextRows:
         if isinstance(text, PreparedText):
             return text.rows(split, seed, tokens)
         return PackedRows(partial(shuffled, text, split, seed), tokenizer, tokens, text.has_ends)
 
-    seeds = ((TRAIN, config.seed), (VALIDATION, VALIDATION_SEED))
+    def paused(input_ids: Tensor, supervised: Tensor, first: tuple[int, int]) -> Batch:
+        return _paused(input_ids, supervised, injection, count, length, first, tokenizer.pause_id)
+
+    seeds = ((TRAIN, seed), (VALIDATION, VALIDATION_SEED))
     opened_rows = {split: opened(split, seed) for split, seed in seeds}
 
     def block(seed: int, start: int, rows: int) -> Batch:
         input_ids = opened_rows[VALIDATION if seed == VALIDATION_SEED else TRAIN].rows(start, rows)
         supervised = torch.ones_like(input_ids, dtype=torch.bool)
-        if not config.corpus.document_mask:
-            return _paused(config, input_ids, supervised, seed, start, tokenizer.pause_id)
+        if not document_mask:
+            return paused(input_ids, supervised, (seed, start))
         supervised[:, 1:] = input_ids[:, :-1] != tokenizer.end_id
-        batch = _paused(config, input_ids, supervised, seed, start, tokenizer.pause_id)
+        batch = paused(input_ids, supervised, (seed, start))
         documents = ends_before(batch.input_ids, tokenizer.end_id) + torch.arange(rows)[:, None] * length
         return batch._replace(mask=replace(batch.mask, documents=documents))
 
-    return _fixed_batches(block, config.seed, config.train.batch_size, BLOCK_TOKENS // length, share)
+    return _fixed_batches(block, seed, batch_size, BLOCK_TOKENS // length, share)
 
 
 def ends_before(input_ids: Tensor, end_id: int) -> Tensor:
@@ -117,11 +128,18 @@ def ends_before(input_ids: Tensor, end_id: int) -> Tensor:
 
 
 def _paused(
-    config: PretrainConfig, input_ids: Tensor, supervised: Tensor, seed: int, start: int, pause_id: int
+    input_ids: Tensor,
+    supervised: Tensor,
+    injection: PauseInjection,
+    count: int,
+    length: int,
+    first: tuple[int, int],
+    pause_id: int,
 ) -> Batch:
-    """Rows ``start`` onwards with the config's pauses injected in each."""
+    """These rows with ``count`` pauses injected in each. first: (seed, number) of the first row."""
     rows, tokens = input_ids.shape
-    length, count, visibility = _length(config), _pauses_in_a_row(config), config.pause_visibility
+    seed, start = first
+    visibility = injection.visibility
     mask = AttentionMask(AttentionKind.causal)
     places = pauses.draw_places(seed, torch.arange(start, start + rows), tokens, count)
     input_ids, labels = pauses.inject(input_ids, supervised, places, pause_id, length)
@@ -133,20 +151,14 @@ def _paused(
     return Batch(input_ids, labels, mask, length, text=input_ids != pause_id)
 
 
-def _length(config: PretrainConfig) -> int:
-    assert config.sequence_length is not None
-    return config.sequence_length
-
-
-def _pauses_in_a_row(config: PretrainConfig) -> int:
+def _pauses_in_a_row(injection: PauseInjection, length: int) -> int:
     """Pauses drawn for a row. Raises ``BadInput`` when pause=on would insert none."""
-    if not config.pause.enabled:
+    if not injection.fraction:
         return 0
-    length = _length(config)
-    count = pauses.pause_count(length, config.pause_fraction)
+    count = pauses.pause_count(length, injection.fraction)
     if count == 0:
         raise BadInput(
-            f"pause_fraction={config.pause_fraction} with sequence_length={length} inserts no pause at all; "
+            f"pause_fraction={injection.fraction} with sequence_length={length} inserts no pause at all; "
             f"the smallest fraction that inserts one is about {0.501 / length:.5f}."
         )
     return count
@@ -260,14 +272,17 @@ def _encoded_generated_rows(task: str, world: WorldConfig, seed: int, start: int
     return EncodedExamples.of(prefixes, targets, tokenizer.end_id)
 
 
-def generated_batches(config: FinetuneConfig, layout: RowLayout, share: Share = ALL) -> Batches:
+def generated_batches(
+    generated: GeneratedRows, layout: RowLayout, seed: int, batch_size: int, share: Share = ALL
+) -> Batches:
     """Fresh rows of a world for every step; all have one length."""
+    task, world = generated.task.name, generated.world.config
 
     def block(seed: int, start: int, rows: int) -> Batch:
-        examples = _encoded_generated_rows(config.task.name, config.world, seed, start, rows)
+        examples = _encoded_generated_rows(task, world, seed, start, rows)
         return layout.training_batch(examples, seed, torch.arange(start, start + rows))
 
-    return _fixed_batches(block, config.seed, config.train.batch_size, BLOCK_ROWS, share)
+    return _fixed_batches(block, seed, batch_size, BLOCK_ROWS, share)
 
 
 class DatasetBatches:

@@ -21,7 +21,7 @@ from typing import IO, TYPE_CHECKING, Any, ClassVar, Protocol
 import numpy as np
 
 from pausebench.config.groups import Source, TokenizerKind
-from pausebench.config.training import TextConfig
+from pausebench.config.source import TextSource
 from pausebench.counter_rng import uniform_array
 from pausebench.data import files, hub
 from pausebench.data.tokenizer import Tokenizer
@@ -200,17 +200,17 @@ class WorldCorpus:
         return []
 
 
-def open_corpus(config: TextConfig) -> Corpus:
-    """The corpus that a config names. Raises ``BadInput`` for one that its source does not have."""
-    corpus = config.corpus
-    if config.data.source is Source.embedded:
-        return WorldCorpus(EnglishWorld(config.world))
-    if config.data.source is Source.files:
-        assert config.data.root is not None
-        root = Path(config.data.root).expanduser()
+def open_corpus(source: TextSource) -> Corpus:
+    """The corpus of a source. Raises ``BadInput`` for one that cannot be had there."""
+    corpus = source.corpus
+    if source.embedded:
+        return WorldCorpus(EnglishWorld(source.world))
+    if source.data.source is Source.files:
+        assert source.data.root is not None
+        root = Path(source.data.root).expanduser()
         if not corpus.bytes:
             return FileCorpus(root, corpus.name, corpus.field, corpus.files)
-        if config.tokenizer.kind is not TokenizerKind.byte:
+        if source.tokenizer.kind is not TokenizerKind.byte:
             raise BadInput(f"corpus={corpus.name} is read as bytes: type tokenizer=byte.")
         return ByteCorpus(root, corpus.name)
     if corpus.hub_id is None or corpus.revision is None:

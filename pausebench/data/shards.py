@@ -26,12 +26,12 @@ import xxhash
 from numpy.typing import NDArray
 
 from pausebench.config.options import identity_fields
-from pausebench.config.training import TextConfig
+from pausebench.config.source import TextSource
 from pausebench.counter_rng import permuted
 from pausebench.data.tokenizer import Tokenizer
 from pausebench.errors import BadInput, RunFailed
 from pausebench.runs import lineage
-from pausebench.runs.folder import RunFolder, run_name, temporary_path, write_whole
+from pausebench.runs.folder import RunFolder, temporary_path, write_whole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -199,39 +199,37 @@ class PreparedRows:
 # Where prepared text stands in the run root, and how a pretraining finds it: by corpus, source and tokenizer.
 
 
-def folder_of(config: TextConfig, tokenizer: Tokenizer) -> RunFolder:
+def folder_of(source: TextSource, runs: str, tokenizer: Tokenizer) -> RunFolder:
     """runs/prepare/CORPUS-TOKENIZER-HASH: the same for every command with this corpus, source and tokenizer."""
-    corpus = identity_fields(config.corpus)
+    corpus = identity_fields(source.corpus)
     for name in ("prepared", "document_mask"):  # how a training reads it
         corpus.pop(name, None)
-    identity = {"corpus": corpus, "source": config.data.source.value, "tokenizer": tokenizer.fingerprint}
-    name = run_name(f"{config.corpus.name}-{config.tokenizer.kind.value}", identity)
-    return RunFolder(config.runs, "prepare", name)
+    identity = {"corpus": corpus, "source": source.data.source.value, "tokenizer": tokenizer.fingerprint}
+    return RunFolder.of(runs, "prepare", f"{source.corpus.name}-{source.tokenizer.kind.value}", identity)
 
 
-def command(config: TextConfig) -> str:
+def command(source: TextSource, runs: str) -> str:
     """What to type to prepare this text."""
     words = [
-        *lineage.source_overrides(config.data),
-        *lineage.corpus_overrides(config.corpus),
-        *lineage.tokenizer_overrides(config.tokenizer),
+        *lineage.source_overrides(source.data),
+        *lineage.corpus_overrides(source.corpus),
+        *lineage.tokenizer_overrides(source.tokenizer),
+        *lineage.runs_override(runs),
     ]
-    if config.runs != "runs":
-        words.append(lineage.override("runs", config.runs))
     return " ".join(["pausebench prepare", *words])
 
 
-def find(config: TextConfig, tokenizer: Tokenizer) -> PreparedText:
-    """The prepared text of a config. Raises ``BadInput`` where it is absent, unfinished or damaged."""
-    folder = folder_of(config, tokenizer)
+def find(source: TextSource, runs: str, tokenizer: Tokenizer) -> PreparedText:
+    """The prepared text of a source. Raises ``BadInput`` where it is absent, unfinished or damaged."""
+    folder = folder_of(source, runs, tokenizer)
     result = folder.result
     if result is None:
         state = "is not finished" if folder.path.exists() else "does not exist"
         raise BadInput(
-            f"corpus.prepared=true: {folder.path} {state}. Make it with\n  {command(config)}\n"
+            f"corpus.prepared=true: {folder.path} {state}. Make it with\n  {command(source, runs)}\n"
             "or leave corpus.prepared out: the text is then read and tokenised while training."
         )
-    return PreparedText(folder.path, result["fingerprint"], command(config))
+    return PreparedText(folder.path, result["fingerprint"], command(source, runs))
 
 
 # ------------------------------

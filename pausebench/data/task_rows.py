@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from pausebench.config.groups import OnBadRow, Source, WorldConfig
-from pausebench.config.training import FinetuneConfig
+from pausebench.config.groups import OnBadRow, Source, TaskConfig, WorldConfig
+from pausebench.config.source import TextSource
 from pausebench.counter_rng import uniform_array
 from pausebench.data import files, hub
 from pausebench.data.examples import EncodedExample, encode
@@ -217,13 +217,11 @@ def _order(seed: int, epoch: int, size: int) -> list[int]:
     return order
 
 
-def open_task(config: FinetuneConfig) -> GeneratedRows | DatasetRows:
-    """The rows that a config names; read once a process. Raises ``BadInput`` for rows that are missing or broken."""
-    world = config.world if config.embedded else None
-    root = config.data.root if config.data.source is Source.files else None
-    return _open_task(
-        config.task.name, config.data.source, root, world, config.task.train_fraction, config.data.on_bad_row
-    )
+def open_task(task: TaskConfig, source: TextSource) -> GeneratedRows | DatasetRows:
+    """The rows of a task; read once a process. Raises ``BadInput`` for rows that are missing or broken."""
+    world = source.world if source.embedded else None
+    root = source.data.root if source.data.source is Source.files else None
+    return _open_task(task.name, source.data.source, root, world, task.train_fraction, source.data.on_bad_row)
 
 
 @lru_cache(maxsize=16)  # more than the paper's nine tasks: a sweep over them comes back to the first

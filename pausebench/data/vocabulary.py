@@ -1,4 +1,4 @@
-"""The tokenizer that a config names, built once a process.
+"""The tokenizer of a source, built once a process.
 
 Invariant: ``tokenizer=bpe`` is a function of its corpus' first documents, so that pretraining and finetuning, here and
 on another machine, get the same one without passing files around.
@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 
 from pausebench.config.groups import Source, TokenizerKind
-from pausebench.config.training import TextConfig
+from pausebench.config.source import TextSource
 from pausebench.data import corpus, hub
 from pausebench.data.tokenizer import BpeTokenizer, ByteTokenizer, Tokenizer, train_bpe
 from pausebench.worlds.counting import build_world
@@ -26,16 +26,19 @@ GPT2_FOLDER = "gpt2-tokenizer"  # under data.root
 FILES = ("vocab.json", "merges.txt")
 
 
-def open_tokenizer(config: TextConfig) -> Tokenizer:
-    """The tokenizer of a config. Raises ``BadInput`` for files that are missing or disagree."""
-    kind = config.tokenizer.kind
+def open_tokenizer(source: TextSource, runs: str) -> Tokenizer:
+    """The tokenizer of a source; one that has to be trained is kept in ``runs``.
+
+    Raises ``BadInput`` for files that are missing or disagree.
+    """
+    kind = source.tokenizer.kind
     if kind is TokenizerKind.words:
-        return build_world(config.world).tokenizer
+        return build_world(source.world).tokenizer
     if kind is TokenizerKind.byte:
         return ByteTokenizer()
     if kind is TokenizerKind.gpt2:
-        return _gpt2(config.tokenizer.path, config.data.root, config.data.source)
-    return _trained(config)
+        return _gpt2(source.tokenizer.path, source.data.root, source.data.source)
+    return _trained(source, runs)
 
 
 @lru_cache(maxsize=2)
@@ -49,14 +52,14 @@ def _gpt2(path: str | None, root: str | None, source: Source) -> Tokenizer:
 _BY_FOLDER = lru_cache(maxsize=4)(lambda folder: BpeTokenizer(*(folder / name for name in FILES)))
 
 
-def _trained(config: TextConfig) -> Tokenizer:
-    """Train on first use; the files stay in the run root for the next command."""
-    settings = config.tokenizer
+def _trained(source: TextSource, runs: str) -> Tokenizer:
+    """Train on first use; the files stay in ``runs`` for the next command."""
+    settings = source.tokenizer
     assert settings.vocab_size is not None  # resolved
-    documents = corpus.open_corpus(config)
+    documents = corpus.open_corpus(source)
     identity = f"{settings.vocab_size} {settings.train_documents} {corpus.fingerprint(documents, '')}"
     digest = hashlib.sha256(identity.encode()).hexdigest()[:8]
-    folder = Path(config.runs, "tokenizers", f"bpe-{config.corpus_name}-{settings.vocab_size}-{digest}")
+    folder = Path(runs, "tokenizers", f"bpe-{source.name}-{settings.vocab_size}-{digest}")
     if not folder.is_dir():
         unfinished = folder.with_name(f".{folder.name}.{os.getpid()}")
         shutil.rmtree(unfinished, ignore_errors=True)

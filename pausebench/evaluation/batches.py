@@ -1,6 +1,6 @@
-"""Which prefixes are read together: rows of like length, for the same M, as many as a cache of two gigabytes holds.
+"""Which prefixes are read together: rows of like length, for the same M, as many as fit into a cache of two gigabytes.
 
-Invariant: every reading of every M is in one batch, and what is read together changes no result.
+Invariant: every reading of every M is in exactly one batch, and no result depends on what is read together.
 """
 
 from __future__ import annotations
@@ -12,21 +12,18 @@ from typing import NamedTuple
 
 from pausebench.data.examples import Tokens
 
-CACHE_BYTES = 2**31
-MOST_ROWS = 256  # products gain little from more rows
-
 
 class Reading(NamedTuple):
-    """A row's prefix, or one of several: each with another window of its context."""
+    """A row's prefix, or one of its prefixes where a long context is read through several windows."""
 
     row: int
     prefix: Tokens
 
 
-class Together(NamedTuple):
+class ReadBatch(NamedTuple):
     """Readings of one batch, the longest continuation first.
 
-    numbers: for each M, the place of each of them among that M's readings. slots: those a row's cache needs.
+    numbers: for each M, the place of each reading among that M's readings. slots: cache slots that a row needs.
     """
 
     readings: list[Reading]
@@ -35,8 +32,10 @@ class Together(NamedTuple):
 
 
 class _Prefix(NamedTuple):
+    """A reading, and its place among the readings of each M that has it."""
+
     reading: Reading
-    numbers: dict[int, int]  # its place among the readings of each M
+    numbers: dict[int, int]
 
 
 def reading_batches(
@@ -45,19 +44,25 @@ def reading_batches(
     given: int,
     slot_bytes: int,
     batch_size: int | None,
-) -> Iterator[Together]:
-    """Batches of the readings of several M; a prefix that is the same for several M is read once for them.
+    *,
+    cache_bytes: int = 2**31,
+    most_rows: int = 256,
+) -> Iterator[ReadBatch]:
+    """Batches of the readings of several M; a prefix that several M share is read once for all of them.
 
-    continuation: the longest of what is read behind a reading. given: positions of pauses and cue. slot_bytes: those of
-    a position in the cache. batch_size: rows of a batch (None: as many as ``CACHE_BYTES`` hold, at most ``MOST_ROWS``).
+    continuation: tokens of the longest text to be read after a reading. given: positions of pauses and cue. slot_bytes:
+    bytes of a position in the cache. batch_size: rows of a batch (None: as many as ``cache_bytes`` hold, at most
+    ``most_rows``; beyond those, matrix products gain little).
     """
     prefixes: dict[tuple[int, bytes, int], _Prefix] = {}
     for m, listed in readings.items():
-        seen: Counter[tuple[int, bytes]] = Counter()  # windows of a context may be equal
+        # Two windows of a repetitive context can be equal; each still is a reading, told apart by its count.
+        seen: Counter[tuple[int, bytes]] = Counter()
         for number, reading in enumerate(listed):
             tokens = reading.row, array("i", reading.prefix).tobytes()
             prefixes.setdefault((*tokens, seen[tokens]), _Prefix(reading, {})).numbers[m] = number
             seen[tokens] += 1
+    # A long row is cut for a large M and not for a small one. Only prefixes of the same set of M share a batch.
     of_counts: dict[tuple[int, ...], list[_Prefix]] = {}
     for prefix in prefixes.values():
         of_counts.setdefault(tuple(prefix.numbers), []).append(prefix)
@@ -68,17 +73,18 @@ def reading_batches(
         for prefix in alike:
             length = continuation(prefix.reading)
             slots = len(prefix.reading.prefix) + given + max(longest, length)
-            room = batch_size or min(MOST_ROWS, CACHE_BYTES // (slots * slot_bytes))
+            room = batch_size or min(most_rows, cache_bytes // (slots * slot_bytes))
             if batch and len(batch) >= room:
-                yield _together(batch, given, continuation)
+                yield _read_batch(batch, given, continuation)
                 batch, longest = [], 0
             batch.append(prefix)
             longest = max(longest, length)
-        yield _together(batch, given, continuation)
+        yield _read_batch(batch, given, continuation)
 
 
-def _together(batch: list[_Prefix], given: int, continuation: Callable[[Reading], int]) -> Together:
+def _read_batch(batch: list[_Prefix], given: int, continuation: Callable[[Reading], int]) -> ReadBatch:
+    # Longest continuation first: a pass over the next tokens then takes a slice of rows (generate.py).
     batch = sorted(batch, key=lambda prefix: continuation(prefix.reading), reverse=True)
     readings = [prefix.reading for prefix in batch]
     slots = max(len(reading.prefix) for reading in readings) + given + continuation(readings[0])
-    return Together(readings, {m: [prefix.numbers[m] for prefix in batch] for m in batch[0].numbers}, slots)
+    return ReadBatch(readings, {m: [prefix.numbers[m] for prefix in batch] for m in batch[0].numbers}, slots)

@@ -10,10 +10,11 @@ from __future__ import annotations
 import math
 import re
 import string
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from decimal import Decimal
+from contextlib import contextmanager, suppress
+from decimal import Decimal, InvalidOperation
 from functools import lru_cache
 from itertools import combinations
 from typing import Any, NamedTuple
@@ -31,6 +32,7 @@ Choice = Callable[[Sequence[float], Sequence[int]], int]
 PUNCTUATION = str.maketrans("", "", string.punctuation)
 ARTICLES = re.compile(r"\b(a|an|the)\b")
 
+AUTHORS_NUMBER = re.compile(r"#### (-?[0-9.,]+)")  # GSM8K's own script: re.search, then commas are removed
 FINAL_MARK = "####"
 # A minus after a digit, a letter or a bracket subtracts ("16-3"), and after a minus it is a dash. A point that follows
 # a letter or a point ends a sentence ("is.5", "...5"). Commas belong to the number where they part thousands; behind
@@ -84,6 +86,24 @@ def squad_f1(prediction: str, references: Sequence[str]) -> float:
     return max(word_f1(words, squad_words(reference)) for reference in references)
 
 
+def decomposed(text: str) -> str:
+    """The text in Unicode's canonical decomposition (NFD): an accented letter becomes a letter and its accent."""
+    return unicodedata.normalize("NFD", text)
+
+
+def nq_exact_match(prediction: str, references: Sequence[str]) -> float:
+    """Exact match of Natural Questions' official script: SQuAD's, after NFD.
+
+    After NFD an accent ends a word, so that "à" alone loses its "a" as an article does.
+    """
+    return squad_exact_match(decomposed(prediction), [decomposed(reference) for reference in references])
+
+
+def nq_f1(prediction: str, references: Sequence[str]) -> float:
+    """F1 of the words that `nq_exact_match` compares; the official script has no F1."""
+    return squad_f1(decomposed(prediction), [decomposed(reference) for reference in references])
+
+
 def leave_one_out(scores: Sequence[float]) -> float:
     """CoQA's score against several annotators, from the score against each.
 
@@ -112,13 +132,17 @@ def coqa_f1(prediction: str, references: Sequence[str]) -> float:
 
 
 def number_of(text: str) -> Decimal | None:
-    """The number that a solution ends in, exact; None without one.
+    """The number that a solution ends in, exact; None if there is none.
 
-    It is the first behind the first "####", which is what GSM8K's authors read; a text without the mark, to them
-    invalid, gives its last number. Theirs must follow "#### " at once; here currency signs, words, Unicode's minus or
-    no space may stand between. What follows a number never changes it: not its unit, percent sign or full stop ("50%",
-    "5kg" and "5." are 50, 5 and 5), nor, as with the authors, the rest of an expression ("#### 3/4" is 3).
+    It is what GSM8K's authors read: the number directly after the first "#### " that a number follows. Their script
+    calls every other text invalid. Here such a text gives the first number anywhere after its first "####", with a
+    currency sign, words or Unicode's minus between them, and a text without the mark gives its last number. What
+    follows a number never changes it: "50%", "5kg" and "5." are 50, 5 and 5, and "#### 3/4" is 3.
     """
+    if authors := AUTHORS_NUMBER.search(text):
+        # What they read is no number in "#### 1.2.3" or "#### ..."; those are read like the invalid texts.
+        with suppress(InvalidOperation):
+            return Decimal(authors[1].replace(",", "").rstrip("."))
     _, mark, marked = text.partition(FINAL_MARK)
     numbers = [MARKED_NUMBER.search(marked)] if mark else list(NUMBER.finditer(text))
     found = numbers[-1] if numbers else None
@@ -133,8 +157,9 @@ def final_number(prediction: str, references: Sequence[str]) -> float:
     return float(number is not None and any(number == number_of(reference) for reference in references))
 
 
-@lru_cache(maxsize=1)
-def _rouge_scorer() -> Any:
+@lru_cache(maxsize=1)  # making one takes longer than scoring an answer
+def rouge_scorer() -> Any:
+    """The package's scorer. Raises BadInput where it is not installed."""
     try:
         from rouge_score.rouge_scorer import RougeScorer
     except ImportError as error:
@@ -147,7 +172,7 @@ def rouge1(prediction: str, references: Sequence[str]) -> float:
 
     Raises BadInput where the package is not installed.
     """
-    scorer = _rouge_scorer()
+    scorer = rouge_scorer()
     return max(float(scorer.score(reference, prediction)["rouge1"].fmeasure) for reference in references)
 
 
@@ -156,6 +181,8 @@ METRICS: dict[str, Metric] = {
     "token_accuracy": token_accuracy,
     "squad_exact_match": squad_exact_match,
     "squad_f1": squad_f1,
+    "nq_exact_match": nq_exact_match,
+    "nq_f1": nq_f1,
     "coqa_exact_match": coqa_exact_match,
     "coqa_f1": coqa_f1,
     "final_number": final_number,
@@ -236,13 +263,10 @@ def mean_and_stderr(values: Sequence[float], groups: Sequence[str] = ()) -> tupl
     return mean, math.sqrt(math.fsum(deviation**2 for deviation in deviations) * count / (count - 1)) / n
 
 
-# ------------------------------
-# A test set's score with its standard error and its 95 % bootstrap interval.
-
 RESAMPLES = 2000
 CONFIDENCE = 0.95
 SEED = 0
-DRAWS_AT_ONCE = 2**18  # 2 MiB stay in a core's cache
+DRAWS_AT_ONCE = 2**18  # 2 MiB of random numbers, which a core's cache holds; no result depends on it
 
 
 class Estimate(NamedTuple):
@@ -257,38 +281,48 @@ class Estimate(NamedTuple):
     high: float
 
 
-def mean_estimate(values: Sequence[float], groups: Sequence[str] = ()) -> Estimate:
+def mean_estimate(values: Sequence[float], groups: Sequence[str] = (), draws_at_once: int = DRAWS_AT_ONCE) -> Estimate:
     """The mean over rows; stderr is that of `mean_and_stderr`.
 
     groups: ``Example.group`` of each row; none given, or a row whose group is "", is independent of all others.
     """
     mean, stderr = mean_and_stderr(values, groups)
     rows = torch.tensor([(value, 1.0) for value in values], dtype=torch.float64)
-    totals = _resampled_totals(rows, groups or [""] * len(values))
+    totals = _resampled_totals(rows, groups or [""] * len(values), draws_at_once)
     return Estimate(mean, stderr, *_percentiles(totals[:, 0] / totals[:, 1]))
 
 
-def macro_f1_estimate(chosen: Sequence[int], right: Sequence[int], groups: Sequence[str] = ()) -> Estimate:
-    """Macro F1 of `macro_f1`, which is no mean over rows: stderr is the deviation of the resampled scores."""
-    chosen_NC, right_NC = one_hot(torch.tensor([chosen, right]), max(*chosen, *right) + 1).double()
-    rows = torch.cat((chosen_NC * right_NC, chosen_NC + right_NC), dim=1)
-    totals = _resampled_totals(rows, groups or [""] * len(chosen)).view(RESAMPLES, 2, -1)
-    hits, occurrences = totals.unbind(1)
-    f1 = 2 * hits / occurrences.clamp(min=1)
-    resampled = f1.sum(1) / (occurrences > 0).sum(1)
+def macro_f1_estimate(
+    chosen: Sequence[int], right: Sequence[int], groups: Sequence[str] = (), draws_at_once: int = DRAWS_AT_ONCE
+) -> Estimate:
+    """Macro F1 of `macro_f1`. It is no mean over rows, so stderr is the deviation of the resampled scores."""
+    resampled = resampled_macro_f1(chosen, right, groups, draws_at_once)
     return Estimate(macro_f1(chosen, right), resampled.std().item(), *_percentiles(resampled))
 
 
-def _resampled_totals(rows_NF: Tensor, groups: Sequence[str]) -> Tensor:
-    """float64 [RESAMPLES, F]: sums of the rows of as many clusters as there are, drawn with replacement."""
+def resampled_macro_f1(
+    chosen: Sequence[int], right: Sequence[int], groups: Sequence[str] = (), draws_at_once: int = DRAWS_AT_ONCE
+) -> Tensor:
+    """float64 [RESAMPLES]: macro F1 of each resample, over the classes that occur in it."""
+    chosen_NC, right_NC = one_hot(torch.tensor([chosen, right]), max(*chosen, *right) + 1).double()
+    rows = torch.cat((chosen_NC * right_NC, chosen_NC + right_NC), dim=1)
+    totals = _resampled_totals(rows, groups or [""] * len(chosen), draws_at_once).view(RESAMPLES, 2, -1)
+    hits, occurrences = totals.unbind(1)
+    f1: Tensor = 2 * hits / occurrences.clamp(min=1)
+    return f1.sum(1) / (occurrences > 0).sum(1)
+
+
+def _resampled_totals(rows_NF: Tensor, groups: Sequence[str], draws_at_once: int) -> Tensor:
+    """float64 [RESAMPLES, F]: sums over the rows of C clusters drawn with replacement from the C clusters."""
     cluster_N = torch.tensor(cluster_numbers(groups))
     n_clusters = int(cluster_N.max()) + 1
     totals_CF = torch.zeros(n_clusters, rows_NF.shape[1], dtype=torch.float64).index_add_(0, cluster_N, rows_NF)
     parts = []
     with _one_thread():
-        for resamples in torch.split(torch.arange(RESAMPLES), max(1, DRAWS_AT_ONCE // n_clusters)):
+        for resamples in torch.split(torch.arange(RESAMPLES), max(1, draws_at_once // n_clusters)):
             drawn = (uniform(SEED, "bootstrap", resamples, n_clusters) * n_clusters).long()
-            drawn += torch.arange(len(resamples))[:, None] * n_clusters  # one count over all resamples at once
+            # Clusters of each resample get numbers of their own, so that one bincount counts all resamples.
+            drawn += torch.arange(len(resamples))[:, None] * n_clusters
             times_drawn = torch.bincount(drawn.flatten(), minlength=drawn.numel()).view_as(drawn)
             parts.append(times_drawn.double() @ totals_CF)
     return torch.cat(parts)
@@ -296,7 +330,7 @@ def _resampled_totals(rows_NF: Tensor, groups: Sequence[str]) -> Tensor:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Thousands of small operations: spread over cores that other processes hold, they took twenty times as long."""
+    """Run small operations on one core: spread over cores that other processes use, they took twenty times as long."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

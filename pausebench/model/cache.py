@@ -1,4 +1,4 @@
-"""Keys and values of what a decoder has read, and attention of new tokens to them.
+"""Keys and values of what a decoder has read, attention of new tokens to them, and decoding by them.
 
 Shapes: L layers, B rows, H heads, S slots, C width of a head, T new tokens, D width.
 """
@@ -6,13 +6,21 @@ Shapes: L layers, B rows, H heads, S slots, C width of a head, T new tokens, D w
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from copy import copy
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from pausebench.config.groups import ModelConfig
-from pausebench.model.attention import merge_heads, split_heads
+from pausebench.config.groups import AttentionKind, ModelConfig, PauseVisibility
+from pausebench.model.attention import AttentionMask, decoding_mask, merge_heads, split_heads
+from pausebench.model.prefill import Prefill
+from pausebench.pauses import Role, Rows
+
+if TYPE_CHECKING:
+    from pausebench.model.fast import FastDecoder
 
 
 def slot_bytes(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> int:
@@ -101,3 +109,62 @@ class KeyValueCache:
             self.keys[:, moved] = self.keys[:, rows[moved]]
             self.values[:, moved] = self.values[:, rows[moved]]
         self.keys, self.values = self.keys[:, : len(rows)], self.values[:, : len(rows)]
+
+
+@dataclass(frozen=True)
+class CachedPrefill(Prefill):
+    """Rows whose keys and values are kept, so that each token goes through the model once."""
+
+    model: FastDecoder
+    cache: KeyValueCache
+
+    @classmethod
+    @torch.no_grad()
+    def of(
+        cls, model: FastDecoder, rows: Rows, kind: AttentionKind, visibility: PauseVisibility, capacity: int
+    ) -> CachedPrefill:
+        """Rows read in parallel, like lengths in one pass."""
+        device, (batch, length) = model.device, rows.input_ids.shape
+        cache = KeyValueCache(model.config, batch, capacity, model.dtype, device)
+        states = torch.empty(batch, length, model.config.d_model, dtype=model.dtype, device=device)
+        for some in of_like_length(rows.lengths, model.tuning.like_prefixes):
+            width = int(rows.lengths[some].max())
+            cut = [None if part is None else part[some, :width] for part in (rows.roles, rows.readouts, rows.positions)]
+            roles, readouts, positions = (None if part is None else part.to(device) for part in cut)
+            mask = AttentionMask(kind, roles, visibility=visibility, readouts=readouts)
+            places = some.to(device)
+            read = model(rows.input_ids[some, :width].to(device), mask, positions, cache.filling(places))
+            states[places, :width] = read
+        roles = torch.full((batch, capacity), Role.TARGET.value, dtype=torch.int8, device=device)
+        roles[:, :length] = rows.roles.to(device)
+        return cls(model, kind, visibility, roles, rows.lengths.to(device), states, 0, rows.jump, cache)
+
+    @torch.no_grad()
+    def read(self, tokens: Tensor, offset: int = 0) -> Tensor:
+        count = len(tokens)
+        slots, positions = self.places(tokens, offset)
+        seen = decoding_mask(self.kind, self.roles[:count, : int(slots.max()) + 1], slots, self.visibility)
+        states: Tensor = self.model(tokens, None, positions, self.cache.first_rows(count), seen, slots)
+        return states
+
+    def copy(self) -> CachedPrefill:
+        return replace(self, cache=self.cache.copy(int(self.slots.max())))
+
+    def keep_rows(self, rows: Tensor) -> CachedPrefill:
+        self.cache.keep_rows(rows)
+        first = self.first if isinstance(self.first, int) else self.first[rows]
+        return replace(self, roles=self.roles[rows], slots=self.slots[rows], states=self.states[rows], first=first)
+
+
+def of_like_length(lengths: Tensor, share: float) -> Iterator[Tensor]:
+    """Numbers of the rows of each pass, int64: all have at least ``share`` of the longest one's positions.
+
+    Padding is read like text and costs as much.
+    """
+    order = lengths.argsort(descending=True, stable=True)
+    listed = lengths[order].tolist()
+    begin = 0
+    while begin < len(listed):
+        count = sum(size >= share * listed[begin] for size in listed[begin:])
+        yield order[begin : begin + count].sort().values
+        begin += count

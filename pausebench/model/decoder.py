@@ -23,9 +23,7 @@ from torch import Tensor, nn
 
 from pausebench.config.groups import ModelConfig
 from pausebench.model.attention import AttentionMask, merge_heads, split_heads
-from pausebench.model.flops import training_flops_per_token
-from pausebench.model.protocol import LabelledRows
-from pausebench.pauses import IGNORE_INDEX
+from pausebench.model.base import Model
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": partial(F.gelu, approximate="tanh"),  # GPT-2's
@@ -65,7 +63,7 @@ class Block(nn.Module):
         return out
 
 
-class Decoder(nn.Module):
+class Decoder(Model):
     """Token and position embeddings, blocks, final norm; ``<pause>`` is row ``vocab_size - 1`` of the embedding."""
 
     def __init__(self, config: ModelConfig, vocab_size: int) -> None:
@@ -99,20 +97,9 @@ class Decoder(nn.Module):
         """[..., D] -> [..., V] through the tied embedding."""
         return F.linear(hidden, self.token_embedding.weight)
 
-    def summed_loss(self, batch: LabelledRows) -> Tensor:
-        """Sum of the cross entropy over the supervised positions of a CPU batch, in nats."""
-        device = self.token_embedding.weight.device
-        positions = None if batch.positions is None else batch.positions.to(device)
-        logits = self.logits(self(batch.input_ids.to(device), batch.mask, positions)).flatten(0, 1)
-        labels = batch.labels.to(device).flatten()
-        return F.cross_entropy(logits.float(), labels, ignore_index=IGNORE_INDEX, reduction="sum")
-
     @torch.no_grad()
     def initialize(self, seed: int, fill: Callable[[Tensor, Tensor], object] = Tensor.copy_) -> None:
-        """Draw all weights from ``seed`` with the scales of the model's config; norms 1 and 0, biases 0.
-
-        ``fill(weight, drawn)`` puts a weight in its place where that is not a plain copy (sharded models).
-        """
+        """Draw all weights from ``seed`` with the scales of the model's config; norms 1 and 0, biases 0."""
         generator = torch.Generator().manual_seed(seed)
         # Every block adds twice to the residual stream. GPT-2 divides what it adds by sqrt(2 x layers), so that the
         # stream does not grow with depth.
@@ -131,10 +118,3 @@ class Decoder(nn.Module):
                 std = self.config.linear_std if gain is None else gain / math.sqrt(module.in_features)
                 normal(module.weight, std * (residual if name.endswith("_out") else 1.0))
                 module.bias.zero_()
-
-    def parameter_count(self) -> int:
-        return sum(parameter.numel() for parameter in self.parameters())
-
-    def flops_per_token(self, sequence_length: float) -> float:
-        """Floating-point operations of forward and backward for one token (``flops.training_flops_per_token``)."""
-        return training_flops_per_token(self.config, self.vocab_size, sequence_length)

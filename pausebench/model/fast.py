@@ -24,8 +24,10 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
 from torch.utils.checkpoint import checkpoint
 
+from pausebench.config.groups import AttentionKind, ModelConfig, PauseVisibility
 from pausebench.model.attention import AttentionMask, placed
-from pausebench.model.cache import KeyValueCache
+from pausebench.model.base import Backend, LabelledRows, ShardUnit
+from pausebench.model.cache import CachedPrefill, KeyValueCache, slot_bytes
 from pausebench.model.decoder import Block, Decoder
 from pausebench.model.fast_attention import (
     Documents,
@@ -42,9 +44,8 @@ from pausebench.model.fast_loss import (
     loss_to_gradient_in_one_pass_,
     summed_cross_entropy,
 )
-from pausebench.model.protocol import LabelledRows
 from pausebench.model.tuning import TUNING, Tuning
-from pausebench.pauses import IGNORE_INDEX
+from pausebench.pauses import IGNORE_INDEX, Rows
 
 Allowed = Tensor | Documents | BlockMask | None
 
@@ -67,6 +68,11 @@ def use(model: Decoder, tuning: Tuning = TUNING) -> FastDecoder:
     fast = cast(FastDecoder, model)
     fast.tuning = tuning
     return fast
+
+
+def build(config: ModelConfig, vocab_size: int) -> FastDecoder:
+    """The decoder that training and evaluation use."""
+    return use(Decoder(config, vocab_size))
 
 
 class InPlaceOf(torch.autograd.Function):
@@ -255,7 +261,6 @@ class FastDecoder(Decoder):
     tuning: Tuning
     pieces = Pieces()
     flexible = False  # whether masks go through FlexAttention
-    sharded = False  # whether weights are gathered, and cast there (``parallel.Ranks.distribute``)
     _lowered: torch.dtype | None = None
     _low_head: Tensor | None = None
 
@@ -327,6 +332,12 @@ class FastDecoder(Decoder):
             hidden, self.token_embedding.weight, labels, self.head(), self.pieces.to_gradient, self.tuning
         )
 
+    def prefill(self, rows: Rows, kind: AttentionKind, visibility: PauseVisibility, capacity: int) -> CachedPrefill:
+        return CachedPrefill.of(self, rows, kind, visibility, capacity)
+
+    def slot_bytes(self) -> int:
+        return slot_bytes(self.config, self.dtype, self.device)
+
     @property
     def arithmetic(self) -> torch.dtype:
         """The dtype of matrix products: that of the weights, unless ``lowered`` says another."""
@@ -366,6 +377,14 @@ class FastDecoder(Decoder):
         for block in self._fast_blocks():
             block.recomputed = True
 
+    def shard_units(self) -> list[ShardUnit]:
+        """A block's norms, in float32 as one process reads them, then the block; embeddings are left to the rest."""
+        return [
+            unit
+            for block in self._fast_blocks()
+            for unit in (ShardUnit([block.norm_attention, block.norm_mlp], False), ShardUnit([block], True))
+        ]
+
     def use_compiled_code(self, say: Callable[[str], None], backend: Backend = "inductor") -> None:
         """Compile what needs no other position, the loss over the vocabulary and, on CUDA, attention under masks.
 
@@ -389,9 +408,6 @@ class FastDecoder(Decoder):
         for block in self.blocks:
             assert isinstance(block, FastBlock)
             yield block
-
-
-Backend = str | Callable[..., Any]  # of torch.compile
 
 
 @lru_cache(maxsize=4)

@@ -18,6 +18,8 @@ class Tuning:
     most_blocks: int = 8  # of causal rows: 9/16 of the scores. Each has kernels of its own to start
     least_queries: int = 128  # of a block
     like_length: float = 0.7  # share of the longest length that documents attended together have; the rest is padding
+    # Decoding.
+    like_prefixes: float = 0.85  # share of the longest prefix's positions that rows read in one pass have
     # Activations: from as many numbers of hidden states on, norms and activations are computed again, not kept.
     least_numbers: int = 1 << 22
     # Loss.

@@ -27,7 +27,7 @@ KEYS = {
     ("commonsense_qa", "exact_match"): ("commonsense_qa_em", "EM"),
     ("lambada", "exact_match"): ("lambada_em", "EM"),
     ("web_questions", "squad_exact_match"): ("web_questions_em", "EM"),
-    ("natural_questions", "squad_exact_match"): ("natural_questions_em", "EM"),
+    ("natural_questions", "nq_exact_match"): ("natural_questions_em", "EM"),
     ("coqa", "coqa_f1"): ("coqa_f1", "F1"),
     ("piqa", "accuracy"): ("piqa_f1", "F1"),
     ("hellaswag", "accuracy"): ("hellaswag_f1", "F1"),

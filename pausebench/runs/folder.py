@@ -66,6 +66,11 @@ class RunFolder:
         self.command = command
         self.name = name
 
+    @classmethod
+    def of(cls, runs: str | Path, command: str, slug: str, identity: dict[str, Any]) -> RunFolder:
+        """The folder of a run by what determines its result."""
+        return cls(runs, command, run_name(slug, identity))
+
     @property
     def result(self) -> Any:
         return read_json(self.path / "result.json")

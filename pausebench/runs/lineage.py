@@ -1,4 +1,4 @@
-"""Names and parents of runs: the folder of a config, the search for a parent, overrides as typed."""
+"""Parents of runs: the search for one, the checks on it, and the overrides that would make it."""
 
 from __future__ import annotations
 
@@ -8,57 +8,19 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from pausebench.config.commands import EvaluateConfig
 from pausebench.config.groups import (
-    Arithmetic,
     CorpusConfig,
     DataConfig,
     PauseVisibility,
-    Placement,
+    Pretraining,
     TokenizerConfig,
     TokenizerKind,
 )
 from pausebench.config.help import choices
 from pausebench.config.options import plain
-from pausebench.config.training import FinetuneConfig, PretrainConfig, TrainingConfig
+from pausebench.config.source import ParentChoice, TextSource
 from pausebench.errors import BadInput
-from pausebench.runs.folder import RunFolder, read_json, run_name
-
-
-def pretrain_folder(config: PretrainConfig) -> RunFolder:
-    """The folder of a resolved pretrain config."""
-    slug = f"{_what(config.corpus_name, config.model.name)}-{config.variant}-s{config.seed}"
-    return RunFolder(config.runs, "pretrain", run_name(slug, config.identity()))
-
-
-def finetune_folder(config: FinetuneConfig, parent: Parent) -> RunFolder:
-    """The folder of a resolved finetune config with this parent."""
-    what = _what(config.task.name, config.corpus_name, config.model.name)
-    slug = f"{what}-{variant(parent.pretraining, config.longest)}-k{config.label}-s{config.seed}"
-    return RunFolder(config.runs, "finetune", run_name(slug, config.identity(parent.name)))
-
-
-def evaluate_folder(config: EvaluateConfig, run: str, placement: Placement, m: int) -> RunFolder:
-    """Where the result for one M of one finetune run stands; ``config.filler`` has to be filled in."""
-    assert config.filler is not None
-    identity: dict[str, Any] = {"run": run, "m": m}
-    if m > 0:
-        identity |= {"filler": config.filler, "placement": placement.value}
-    if config.limit is not None:
-        identity["limit"] = config.limit
-    if config.precision is not Arithmetic.exact:
-        identity["precision"] = config.precision.value
-    return RunFolder(config.runs, "evaluate", run_name(f"{run.rpartition('-')[0]}-m{m}", identity))
-
-
-def _what(*names: str) -> str:
-    return "-".join(dict.fromkeys(names))
-
-
-def variant(pretraining: str, k: int) -> str:
-    """The paper's name of a combination (section 3.2); NoPT where finetuning starts from random weights."""
-    stage = {"std": "StdPT", "pause": "PausePT", "none": "NoPT"}[pretraining]
-    return f"{stage}_{'PauseFT' if k > 0 else 'StdFT'}"
+from pausebench.runs.folder import read_json
 
 
 @dataclass(frozen=True)
@@ -82,68 +44,65 @@ class Parent:
 RANDOM = Parent("random", "none", None, None, None, None, None)
 
 
-def planned_parent(name: str, pretraining: str, seed: int) -> Parent:
-    """A pretrain run that need not exist yet, as far as the name of its finetunings goes."""
-    return Parent(name, pretraining, seed, None, None, None, None)
-
-
-def find_parent(config: FinetuneConfig, tokenizer: str) -> Parent:
-    """The parent that ``init`` names or that ``pretraining`` and ``pretraining_seed`` describe.
+def find_parent(choice: ParentChoice, runs: str, tokenizer: str) -> Parent:
+    """The pretrain run in ``runs`` that ``choice`` asks for; ``tokenizer`` is the fingerprint it has to have.
 
     One whose pauses were hidden is found by ``init`` alone.
 
     Raises ``BadInput`` when there is none (with the command that makes it), when several fit (with the ``init=`` that
     chooses), or when it has another model or tokenizer.
     """
-    if config.init == "random":
+    if choice.init == "random":
         return RANDOM
-    if config.init is not None:
-        return _checked(parent_of(existing_run(config.runs, "pretrain", config.init)), config, tokenizer)
+    if choice.init is not None:
+        return _checked(parent_of(existing_run(runs, "pretrain", choice.init)), choice, tokenizer)
     wanted = {
-        "model": plain(config.model),
+        "model": plain(choice.model),
         "tokenizer": tokenizer,
-        "pretraining": config.pretraining.value,
-        "corpus": config.corpus_name,
-        "seed": config.pretraining_seed,
+        "pretraining": choice.pretraining.value,
+        "corpus": choice.text.name,
+        "seed": choice.seed,
         "pause_visibility": PauseVisibility.all.value,
     }
     found = [
         path.parent
-        for path in sorted(Path(config.runs, "pretrain").glob("*/manifest.json"))
+        for path in sorted(Path(runs, "pretrain").glob("*/manifest.json"))
         if (manifest := _manifest(path.parent)) and {name: manifest.get(name) for name in wanted} == wanted
     ]
     done = [run for run in found if (run / "result.json").exists()]
     if len(done) > 1:  # folders of two machines side by side: a study's parents have the precision of its finetunings
-        alike = [run for run in done if _manifest(run).get("precision") == config.precision.value]
+        alike = [run for run in done if _manifest(run).get("precision") == choice.precision.value]
         done = alike if len(alike) == 1 else done
     if len(done) == 1:
-        return _checked(parent_of(done[0]), config, tokenizer)
+        return _checked(parent_of(done[0]), choice, tokenizer)
     if done:
-        choices = "\n".join(f"  init={run}" for run in done)
+        listed = "\n".join(f"  init={run}" for run in done)
         raise BadInput(
-            f"{len(done)} runs in {config.runs}/pretrain fit pretraining={config.pretraining.value} "
-            f"pretraining_seed={config.pretraining_seed} model={config.model.name}. Choose one:\n{choices}"
+            f"{len(done)} runs in {runs}/pretrain fit pretraining={choice.pretraining.value} "
+            f"pretraining_seed={choice.seed} model={choice.model.name}. Choose one:\n{listed}"
         )
-    pause = "on" if config.pretraining.value == "pause" else "off"
-    words = [*data_overrides(config), f"pause={pause}", f"seed={config.pretraining_seed}"]
-    command = " ".join(["pausebench pretrain", *words]) + (
-        "" if config.runs == "runs" else f" {override('runs', config.runs)}"
-    )
+    pause = "on" if choice.pretraining is Pretraining.pause else "off"
+    words = [*data_overrides(choice.text, choice.model.name), f"pause={pause}", f"seed={choice.seed}"]
+    command = " ".join(["pausebench pretrain", *words, *runs_override(runs)])
     state = "is not finished" if found else "does not exist"
     raise BadInput(
-        f"the {config.pretraining.value} parent of model={config.model.name} on {config.corpus_name} with "
-        f"pretraining_seed={config.pretraining_seed} {state} in {config.runs}/pretrain. Make it with\n  {command}\n"
+        f"the {choice.pretraining.value} parent of model={choice.model.name} on {choice.text.name} with "
+        f"pretraining_seed={choice.seed} {state} in {runs}/pretrain. Make it with\n  {command}\n"
         "or start from init=random."
     )
 
 
-def data_overrides(config: TrainingConfig) -> list[str]:
+def data_overrides(text: TextSource, model: str) -> list[str]:
     """The overrides that choose the same model, text and tokenizer in another command."""
-    model = f"model={config.model.name}"
-    if config.tokenizer.kind is TokenizerKind.words:
-        return [f"world={config.world.name}", model]
-    corpus = [] if config.embedded else corpus_overrides(config.corpus)
-    return [model, *source_overrides(config.data), *corpus, *tokenizer_overrides(config.tokenizer)]
+    if text.tokenizer.kind is TokenizerKind.words:
+        return [f"world={text.world.name}", f"model={model}"]
+    corpus = [] if text.embedded else corpus_overrides(text.corpus)
+    return [f"model={model}", *source_overrides(text.data), *corpus, *tokenizer_overrides(text.tokenizer)]
+
+
+def runs_override(runs: str) -> list[str]:
+    """The override that names the folder of all runs, where it is not the default."""
+    return [] if runs == "runs" else [override("runs", runs)]
 
 
 def source_overrides(data: DataConfig) -> list[str]:
@@ -231,19 +190,20 @@ def _read_manifest(path: Path, inode: int, modified: int, size: int) -> dict[str
     return {"pause_visibility": PauseVisibility.all.value} | manifest
 
 
-def _checked(parent: Parent, config: FinetuneConfig, tokenizer: str) -> Parent:
-    if parent.model != plain(config.model):
-        here, there = plain(config.model), parent.model or {}
+def _checked(parent: Parent, choice: ParentChoice, tokenizer: str) -> Parent:
+    if parent.model != plain(choice.model):
+        here, there = plain(choice.model), parent.model or {}
         changed = [
             f"{name} {there.get(name)} there, {here[name]} here" for name in here if there.get(name) != here[name]
         ]
         raise BadInput(
-            f"{parent.name} has another model than model={config.model.name}: {', '.join(changed)}. "
+            f"{parent.name} has another model than model={choice.model.name}: {', '.join(changed)}. "
             "Give its model=, or another init=."
         )
     if parent.tokenizer != tokenizer:
         raise BadInput(
-            f"{parent.name} was trained with tokenizer {parent.tokenizer}; tokenizer={config.tokenizer.kind.value} on "
-            f"{config.corpus_name} is {tokenizer}. Give the tokenizer and corpus it was trained with, or another init=."
+            f"{parent.name} was trained with tokenizer {parent.tokenizer}; "
+            f"tokenizer={choice.text.tokenizer.kind.value} on {choice.text.name} is {tokenizer}. "
+            "Give the tokenizer and corpus it was trained with, or another init=."
         )
     return parent

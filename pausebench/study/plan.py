@@ -21,6 +21,7 @@ from pausebench.runs.lineage import override
 from pausebench.study import arms
 from pausebench.study.arms import Arm
 from pausebench.study.row_lengths import length_limit, row_lengths, vocabulary
+from pausebench.tasks import TASKS
 
 ANY_SEED = 2**31 - 1  # a cell is composed once with it, for all its seeds
 ON_OFF = {"std": "off", "pause": "on"}
@@ -85,7 +86,8 @@ class Cell:
             assert isinstance(self.config, FinetuneConfig)
             # Other runs in the folder may fit pretraining= as well; then the plan's own parent is named.
             try:
-                found = lineage.find_parent(self.config, open_tokenizer(self.config).fingerprint).name
+                choice, runs = self.config.parent, self.config.runs
+                found = lineage.find_parent(choice, runs, open_tokenizer(choice.text, runs).fingerprint).name
             except BadInput:
                 found = ""
             if found != self.parents[0].name:
@@ -251,14 +253,15 @@ class _Builder:
         for filler, m in itertools.product(arm.fillers, arm.mt or (finetuned.longest,)):
             filler = "pause" if m == 0 else finetuned.filler if filler == "pause" else filler
             evaluation = EvaluateConfig(runs=self._config.runs, run=run.name, filler=filler, limit=self._config.limit)
-            folder = lineage.evaluate_folder(evaluation, run.name, finetuned.placement, m)
+            identity = evaluation.identity(run.name, finetuned.placement, m)
+            folder = RunFolder.of(self._config.runs, "evaluate", evaluation.slug(run.name, m), identity)
             self._evaluations.setdefault((run.name, filler), {})[m] = folder
             yield {
                 "name": folder.name,
                 "task": arm.task,
-                "world": finetuned.corpus_name,
+                "world": finetuned.text.name,
                 "pretraining": arm.pretraining,
-                "variant": lineage.variant(arm.pretraining, finetuned.longest),
+                "variant": finetuned.variant(arm.pretraining),
                 "k": finetuned.k,
                 "mt": m,
                 "filler": {"pause": "<pause>", "end": "<end>"}.get(filler, filler),
@@ -310,19 +313,19 @@ class _Builder:
             parents.append(self._pretrained(arm, config).folders[0])
             if self._ambiguous or arm.pretrain or arm.deeper:
                 overrides[overrides.index(start)] = override("init", str(parents[0].path))
-        name = parents[0].name if parents else None
-        parent = lineage.planned_parent(name, arm.pretraining, config.pretraining_seed) if name else lineage.RANDOM
-        folder = lineage.finetune_folder(config, parent)
+        parent = parents[0].name if parents else lineage.RANDOM.name
+        identity = config.identity(parent, TASKS[arm.task].version)
+        folder = RunFolder.of(config.runs, "finetune", config.slug(arm.pretraining), identity)
         return self._finetunes.setdefault(folder.name, Cell("finetune", overrides, [folder], parents, config))
 
     def _pretrained(self, arm: Arm, finetuned: FinetuneConfig) -> Cell:
         """The parent's cell, composed once for all the finetunings that share it."""
-        own = [*lineage.data_overrides(finetuned), f"pause={ON_OFF[arm.pretraining]}"]
+        own = [*lineage.data_overrides(finetuned.text, finetuned.model.name), f"pause={ON_OFF[arm.pretraining]}"]
         more = [*arm.pretrain, *self._config.overrides, *self._config.pretrain_overrides, *arm.deeper]
         overrides = list(dict.fromkeys([*own, f"seed={finetuned.pretraining_seed}", *more]))
         config, fixing = self._fixed(self._compose("pretrain", overrides), more)
         overrides += fixing
-        folder = lineage.pretrain_folder(config)
+        folder = RunFolder.of(config.runs, "pretrain", config.slug, config.identity())
         return self._pretrains.setdefault(folder.name, Cell("pretrain", overrides, [folder], config=config))
 
     def _fixed(self, config: TrainedConfig, typed: Sequence[str]) -> tuple[TrainedConfig, list[str]]:

@@ -43,7 +43,7 @@ def row_lengths(config: FinetuneConfig, limit: int) -> RowLengths:
     Raises ``BadInput`` for a task of the hub that the table lacks.
     """
     if config.data.source is not Source.hub:
-        return _measured(open_task(config), _tokenizer(config), limit - config.longest)
+        return _measured(open_task(config.task, config.text), _tokenizer(config), limit - config.longest)
     found = cost.typical_lengths(config.task.name, limit, config.longest)
     if found is None:
         raise BadInput(
@@ -80,10 +80,10 @@ def _measured(rows: GeneratedRows | DatasetRows, tokenizer: Tokenizer, room: int
 def _tokenizer(config: TrainingConfig) -> Tokenizer:
     """The config's tokenizer. One that would have to be trained is made outside the run root: a plan writes nothing."""
     settings = config.tokenizer
-    key = (settings, config.data.source, config.data.root, config.corpus_name)
+    key = (settings, config.data.source, config.data.root, config.text.name)
     if key not in _TOKENIZERS:
         with tempfile.TemporaryDirectory() as folder:
-            _TOKENIZERS[key] = open_tokenizer(replace(config, runs=folder))
+            _TOKENIZERS[key] = open_tokenizer(config.text, folder)
     return _TOKENIZERS[key]
 
 

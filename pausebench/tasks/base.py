@@ -67,7 +67,8 @@ class Task:
     embedded world that have its rows. dataset: the published rows, for tasks that have some. chance: score of the best
     blind guess where it is known exactly, from (n_task, alphabet) of the world. cue: given after the pauses, on the
     target's side, never predicted. generated_rows: size of the test split where the world makes rows without end.
-    answer_tokens: length of every answer; None where answers are text that ends in an end token.
+    answer_tokens: length of every answer; None where answers are text that ends in an end token. default_k: pauses of
+    a finetuning that names no ``k``; 10 is the smaller of the paper's two.
     """
 
     name: str
@@ -81,6 +82,7 @@ class Task:
     cue: str = ""
     generated_rows: int = 0
     answer_tokens: int | None = None
+    default_k: int = 10
 
     def prompt_hash(self, row: Row) -> str:
         """Short digest of one row's prompt: tells results with different prompts apart."""

@@ -5,9 +5,9 @@
     So the total amount of fabric is 2+1=3 bolts of fabric
     #### 3
 
-The published solution writes "2/2=<<2/2=1>>1": the marks are for a calculator that the model does not have here, and
-are stripped from target and reference alike. The headline is the accuracy of the final number; Rouge-1 compares the
-whole solution, which moves long before the number is right.
+The published solution writes "2/2=<<2/2=1>>1". The marks are for a calculator, which the model does not have here, so
+they are stripped from target and reference alike. The headline is the accuracy of the final number, read where the
+authors of the data read it. Rouge-1 compares the whole solution and improves long before the number is right.
 """
 
 import re
@@ -33,7 +33,7 @@ def to_example(row: Row) -> Example:
 
 GSM8K = Task(
     name="gsm8k",
-    version=1,
+    version=2,
     to_example=to_example,
     metrics=("final_number", "rouge1"),
     worlds=("english",),

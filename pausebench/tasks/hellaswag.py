@@ -1,14 +1,14 @@
-"""HellaSwag: which of four endings goes on? Scored: the answer is the one with the highest log-likelihood.
+"""HellaSwag: which of four endings continues the text? Scored: the answer is the one with the highest log-likelihood.
 
     Roof shingle removal: A man is sitting on a roof. He starts pulling up roofing on a roof.
 
-The other candidates go on "is using wrap to wrap a pair of skis.", "is ripping level tiles off." and "is holding a
+The other candidates end "is using wrap to wrap a pair of skis.", "is ripping level tiles off." and "is holding a
 rubik's cube." The question is the field's usual one: the activity, the finished sentences, and the unfinished one with
-a capital. Texts from WikiHow carry marks in brackets: " [title]" ends a sentence, the others ("[header]", "[step]",
-"[substeps]") go, and so does everything else in brackets. Rows that were cleaned before give the same text.
+a capital. Texts from WikiHow contain marks in brackets ("[header]", "[title]", "[step]", "[substeps]"), which are
+removed exactly as lm-evaluation-harness removes them, so that scores are comparable to the ones it gives.
 
-Training says the right ending. The paper's "F1" of this task is shown as reported; accuracy stands first here. The
-labels of the test split are not published: scored on the validation split.
+The target is the right ending. The paper reports an "F1" for this task; here accuracy comes first. The labels of the
+test split are not published, so the score is on the validation split.
 """
 
 import re
@@ -16,8 +16,7 @@ import re
 from pausebench.tasks.base import Dataset, Example, Row, Task
 from pausebench.tasks.fields import all_spoken, right_option, text
 
-BRACKETS = re.compile(r"\[[^\[\]]*\]")
-SPACES = re.compile(r" {2,}")
+BRACKETS = re.compile(r"\[.*?\]")  # of nested ones the inner pair closes first: "[a [b] c]" leaves " c]"
 
 
 def to_example(row: Row) -> Example:
@@ -27,22 +26,24 @@ def to_example(row: Row) -> Example:
     split it is empty: those labels were never published).
     """
     finished, unfinished = text(row, "ctx_a"), text(row, "ctx_b")
-    question = cleaned(f"{text(row, 'activity_label')}: {finished} {unfinished[:1].upper()}{unfinished[1:]}")
+    question = cleaned(f"{text(row, 'activity_label')}: {finished} {unfinished[:1].upper()}{unfinished[1:]}").rstrip()
     endings = tuple(map(cleaned, all_spoken(row["endings"], "endings", 4)))
-    if not all(endings):
+    if not all(map(str.strip, endings)):
         raise ValueError(f"endings is {row['endings']!r}: one of them is nothing but marks in brackets.")
     right = endings[right_option(row, 4)]
     return Example(question, f" {right}", (right,), candidates=tuple(f" {ending}" for ending in endings))
 
 
 def cleaned(text: str) -> str:
-    """The text without WikiHow's marks, and single-spaced."""
-    return SPACES.sub(" ", BRACKETS.sub("", text.strip().replace(" [title]", ". "))).strip()
+    """The text without WikiHow's marks, by the rule of lm-evaluation-harness."""
+    text = text.strip().replace(" [title]", ". ")
+    # One pass, so three spaces become two; and a mark at the start leaves the space behind it. Both as in the harness.
+    return BRACKETS.sub("", text).replace("  ", " ")
 
 
 HELLASWAG = Task(
     name="hellaswag",
-    version=1,
+    version=2,
     to_example=to_example,
     metrics=("accuracy", "accuracy_per_character", "macro_f1"),
     worlds=("english",),

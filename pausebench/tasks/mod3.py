@@ -22,5 +22,6 @@ MOD3 = Task(
     worlds=("count",),
     generated_rows=2000,
     answer_tokens=1,
+    default_k=8,
     chance=lambda n, alphabet: (n // 3 + 1) / (n + 1),
 )

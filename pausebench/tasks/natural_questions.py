@@ -4,8 +4,9 @@
     Answer: 14 December 1972 UTC
 
 These are the rows of NQ-open, the questions that have a short answer. They are published in lower case and without
-question marks, and asked so. Training says the first answer; every annotator's answer counts as right, by SQuAD's rules
-for case, punctuation and articles. The test split is not published: scored on the validation split.
+question marks, and they are asked that way. The target is the first answer; every annotator's answer counts as right,
+by SQuAD's rules for case, punctuation and articles after Unicode's canonical decomposition (NFD), as in the official
+evaluation script. The test split is not published, so the score is on the validation split.
 """
 
 from pausebench.tasks.base import Dataset, Example, Row, Task
@@ -20,9 +21,9 @@ def to_example(row: Row) -> Example:
 
 NATURAL_QUESTIONS = Task(
     name="natural_questions",
-    version=1,
+    version=2,
     to_example=to_example,
-    metrics=("squad_exact_match", "squad_f1"),
+    metrics=("nq_exact_match", "nq_f1"),
     worlds=("english",),
     dataset=Dataset(
         name="nq_open",

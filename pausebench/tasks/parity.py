@@ -23,5 +23,6 @@ PARITY = Task(
     worlds=("count",),
     generated_rows=2000,
     answer_tokens=1,
+    default_k=8,
     chance=lambda n, alphabet: (n // 2 + 1) / (n + 1),
 )

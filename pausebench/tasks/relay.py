@@ -23,6 +23,7 @@ RELAY = Task(
     worlds=("relay",),
     generated_rows=500,
     answer_tokens=24,
+    default_k=12,
     chance=lambda n, alphabet: 1 / alphabet,
     cue="=",
 )

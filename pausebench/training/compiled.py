@@ -18,7 +18,7 @@ from collections.abc import Callable
 import torch
 
 from pausebench.config.groups import Compile
-from pausebench.model.fast import Backend, FastDecoder
+from pausebench.model.base import Backend, Model
 
 # FLOPs of training from which ``compile=auto`` compiles. On a CPU compiling took ten seconds and saved a twentieth of a
 # 130m step, so that it pays after some minutes at 400 GFLOP/s; that of a GPU is an estimate, a minute at 300 TFLOP/s.
@@ -26,7 +26,7 @@ PAYS = {"cpu": 4e14, "cuda": 2e16}
 
 
 def compile_model(
-    model: FastDecoder,
+    model: Model,
     device: torch.device,
     choice: Compile,
     flops: Callable[[], float],

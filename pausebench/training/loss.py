@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 from pausebench.config.groups import TrainConfig
 from pausebench.data.batch import Batch
-from pausebench.model.fast import FastDecoder
+from pausebench.model.base import Model
 
 
 class Objective(nn.Module):
     """A model with its loss. DDP needs the two in one module: it averages the gradients of what its forward returns."""
 
-    def __init__(self, model: FastDecoder) -> None:
+    def __init__(self, model: Model) -> None:
         super().__init__()
         self.model = model
 

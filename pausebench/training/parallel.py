@@ -27,7 +27,7 @@ from torch.nn.parallel import DistributedDataParallel
 from pausebench.config.groups import Parallel, Precision
 from pausebench.data.batch import Share
 from pausebench.errors import BadInput, RunFailed
-from pausebench.model.fast import FastBlock, FastDecoder
+from pausebench.model.base import Model
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
@@ -87,8 +87,8 @@ class Ranks:
             self.barrier()
             yield
 
-    def distribute(self, model: FastDecoder, precision: Precision, device: torch.device) -> None:
-        """fsdp: give a model on the meta device its share of memory here, one FSDP2 unit a block and one for the rest.
+    def distribute(self, model: Model, precision: Precision, device: torch.device) -> None:
+        """fsdp: give a model on the meta device its share of memory here, unit by unit (``Model.shard_units``).
 
         Matrices are gathered in the arithmetic of training, norms and embeddings in float32, as they are read on
         one process; gradients are reduced in float32. The root stays gathered between forward and backward, because
@@ -99,13 +99,13 @@ class Ranks:
         full = MixedPrecisionPolicy(cast_forward_inputs=False)
         low = torch.bfloat16 if precision is Precision.bf16 else None
         policy = MixedPrecisionPolicy(param_dtype=low, reduce_dtype=torch.float32, cast_forward_inputs=False)
-        for block in model.blocks:
-            assert isinstance(block, FastBlock)
-            norms: list[nn.Module] = [block.norm_attention, block.norm_mlp]
-            for norm in norms:
-                norm.register_forward_hook(_copied)
-            fully_shard(norms, mp_policy=full, reshard_after_forward=False)  # the block reads them after their calls
-            fully_shard(block, mp_policy=policy)
+        for modules, lowered in model.shard_units():
+            if lowered:
+                fully_shard(modules, mp_policy=policy)
+                continue
+            for module in modules:
+                module.register_forward_hook(_copied)
+            fully_shard(modules, mp_policy=full, reshard_after_forward=False)  # read after their calls, in a later unit
         fully_shard(model, mp_policy=full)
         model.sharded = True
         model.to_empty(device=device)

@@ -22,7 +22,7 @@ from pausebench.config.groups import OnBadStep, Parallel, Precision, TrainConfig
 from pausebench.console import Progress
 from pausebench.data.batch import Batch, Batches, Prefetched
 from pausebench.errors import Interrupted, RunFailed
-from pausebench.model.fast import FastDecoder
+from pausebench.model.base import Model
 from pausebench.runs.folder import RunFolder, read_metrics
 from pausebench.training import checkpoint
 from pausebench.training.compiled import compile_model
@@ -69,7 +69,7 @@ class Trainer:
 
     def __init__(
         self,
-        model: FastDecoder,
+        model: Model,
         batches: Batches,
         config: TrainConfig,
         folder: RunFolder,

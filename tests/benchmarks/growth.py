@@ -42,7 +42,7 @@ from pausebench.config.pauses import PausePolicy
 from pausebench.config.training import FinetuneConfig
 from pausebench.data.batch import Batch
 from pausebench.data.batches import DatasetBatches, RowLayout
-from pausebench.data.task_rows import DatasetRows, open_task
+from pausebench.data.task_rows import DatasetRows, GeneratedRows, open_task
 from pausebench.data.tokenizer import ByteTokenizer
 from pausebench.errors import BadInput
 from pausebench.evaluation.evaluator import Evaluator
@@ -160,14 +160,14 @@ def layout(k: int) -> RowLayout:
 
 
 def finetuning_step(k: int, folder: Path, batch_size: int = 16) -> Callable[[], None]:
-    rows = open_task(squad(folder, 100, 20))
+    rows = opened(squad(folder, 100, 20))
     assert isinstance(rows, DatasetRows)
     batches = DatasetBatches(rows, layout(k), TOKENIZER, 1024).batches(0, batch_size)
     return step_of(decoder(), batches.batch(1))
 
 
 def evaluation(m: int, folder: Path, test: int = 32, context: int = 400, batch_size: int = 16) -> Callable[[], None]:
-    rows, model = open_task(squad(folder, 100, test, context)), decoder()
+    rows, model = opened(squad(folder, 100, test, context)), decoder()
 
     def run() -> None:
         given = {"batch_size": batch_size, "max_length": 1024, "max_new_tokens": 4}
@@ -203,12 +203,16 @@ def squad(folder: Path, train: int, test: int, context: int = 400) -> FinetuneCo
     ).resolved()
 
 
+def opened(config: FinetuneConfig) -> GeneratedRows | DatasetRows:
+    return open_task(config.task, config.text)
+
+
 def start_up(train: int, folder: Path, context: int = 400, limit: int = 1024) -> Callable[[], None]:
     """Everything between the files and the first batch."""
     config = squad(folder, train, 100, context)
 
     def run() -> None:
-        rows = open_task(config)
+        rows = open_task(config.task, config.text)
         assert isinstance(rows, DatasetRows)
         DatasetBatches(rows, layout(10), TOKENIZER, limit).batches(0, 16).batch(1)
 
@@ -240,7 +244,7 @@ def parents(count: int, folder: Path, finetunings: int = 50) -> Callable[[], Non
     def search() -> None:
         for seed in range(finetunings):
             with contextlib.suppress(BadInput):
-                find_parent(replace(config, pretraining_seed=seed), TOKENIZER.fingerprint)
+                find_parent(replace(config.parent, seed=seed), config.runs, TOKENIZER.fingerprint)
 
     return search
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from pausebench.commands.pretrain import open_batches
 from pausebench.config.groups import (
     CorpusConfig,
     DataConfig,
@@ -29,7 +30,7 @@ from pausebench.config.groups import (
     Trim,
 )
 from pausebench.config.training import PretrainConfig
-from pausebench.data.batches import text_batches
+from pausebench.data.batch import ALL
 from pausebench.data.shards import (
     INDEX,
     PreparedText,
@@ -112,7 +113,7 @@ def main() -> None:
         rates: dict[str, list[float]] = {kind: [] for kind in kinds}
         for repeat in range(int(sys.argv[1]) if len(sys.argv) > 1 else 5):
             for kind, (pause, document_mask) in kinds.items():
-                batches = text_batches(config(pause, document_mask), text, tokenizer)
+                batches = open_batches(config(pause, document_mask), text, tokenizer, ALL)
                 began = time.perf_counter()
                 tokens = sum(batches.batch(repeat * STEPS + step).tokens for step in range(1, STEPS + 1))
                 rates[kind].append(tokens / (time.perf_counter() - began))

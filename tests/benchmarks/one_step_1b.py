@@ -32,7 +32,7 @@ SHAPES = {
     "130m": ModelConfig("130m", 12, 12, 768, 3072, 16384),
     "1b": ModelConfig("1b", 24, 32, 2048, 8192, 16384),
 }
-TRAIN = TrainConfig(steps=381_470, warmup_steps=2000, lr=2e-4)  # conf/recipe/text/1b.yaml
+TRAIN = TrainConfig(steps=381_470, warmup_steps=2000, lr=2e-4)  # 1b in conf/recipes.yaml
 
 
 def row(vocab_size: int, sequence_length: int) -> Batch:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,12 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from pausebench import cli
+from pausebench.commands import evaluate, finetune, pretrain
 from pausebench.config.commands import EvaluateConfig
 from pausebench.config.groups import Placement
 from pausebench.config.help import conf_dir
 from pausebench.runs import lineage
-from pausebench.runs.lineage import evaluate_folder
+from pausebench.tasks import TASKS
 
 TINY = "train.steps=4 train.batch_size=8 train.log_every=2 train.checkpoint_every=2 tracking=off quiet=true"
 
@@ -49,7 +51,7 @@ def hidden_parent(root: Path) -> Path:
 
 
 def composed(command: str, line: str) -> Any:
-    cli._register_schemas()
+    cli.register_config()
     with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
         return cli.to_config(command, compose(command, line.split()), line.split())
 
@@ -68,7 +70,7 @@ def composed(command: str, line: str) -> Any:
     ],
 )
 def test_a_pretraining_without_a_control_has_the_name_it_had(line: str, name: str) -> None:
-    assert lineage.pretrain_folder(composed("pretrain", line)).name == name
+    assert pretrain.folder_of(composed("pretrain", line)).name == name
 
 
 @pytest.mark.usefixtures("first_numerics")
@@ -89,8 +91,8 @@ def test_a_pretraining_without_a_control_has_the_name_it_had(line: str, name: st
 def test_a_finetuning_without_a_control_has_the_name_it_had(line: str, parent: str, name: str) -> None:
     config = composed("finetune", f"{line} world=count20 train.steps=30")
     pretraining = "pause" if parent.startswith("Pause") else "std"
-    planned = lineage.planned_parent(f"count20-mini-{parent}", pretraining, 0)
-    assert lineage.finetune_folder(config, planned).name == f"parity-count20-mini-{name}"
+    planned = replace(lineage.RANDOM, name=f"count20-mini-{parent}", pretraining=pretraining)
+    assert finetune.folder_of(config, planned).name == f"parity-count20-mini-{name}"
 
 
 @pytest.mark.usefixtures("first_numerics")
@@ -105,7 +107,19 @@ def test_a_finetuning_without_a_control_has_the_name_it_had(line: str, parent: s
 def test_an_evaluation_has_the_name_it_had(run: str, m: int, filler: str, placement: str, name: str) -> None:
     before = "parity-count20-mini-PausePT_PauseFT-"
     config = EvaluateConfig(run="x", filler=filler, limit=200)
-    assert evaluate_folder(config, before + run, Placement(placement), m).name == before + name
+    assert evaluate.folder_of(config, before + run, Placement(placement), m).name == before + name
+
+
+def test_a_task_of_another_version_has_other_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A score by an old rule is never found under the new one."""
+    config = composed("finetune", "task=parity init=random k=8")
+    names = set()
+    for version in (1, 2, 3):
+        monkeypatch.setitem(TASKS, "parity", replace(TASKS["parity"], version=version))
+        finetuned = finetune.folder_of(config, lineage.RANDOM).name
+        evaluated = evaluate.folder_of(EvaluateConfig(run="x", filler="pause"), finetuned, Placement.append, 8).name
+        names |= {finetuned, evaluated}
+    assert len(names) == 6
 
 
 def test_every_control_is_another_run() -> None:
@@ -120,7 +134,7 @@ def test_every_control_is_another_run() -> None:
         "k=0 shift=8 placement=prepend",
     ]
     configs = [composed("finetune", f"task=parity init=random {line}") for line in lines]
-    assert len({lineage.finetune_folder(config, lineage.RANDOM).name for config in configs}) == len(lines)
+    assert len({finetune.folder_of(config, lineage.RANDOM).name for config in configs}) == len(lines)
 
 
 # Parents

@@ -35,9 +35,11 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(hub, name, refuse)
 
 
+@pytest.mark.slow
 def test_what_is_planned_is_what_runs_then_have(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Tokens and checkpoints of training, FLOPs of the answers; a cell that is done is paid."""
-    words = ["result=demo", "seeds=1", "gpu=cpu", "peak_tflops=0.1", SHORT]
+    study = ["result=demo", "task=[parity]", "k=[0,8]", "seeds=1"]
+    words = [*study, "gpu=cpu", "peak_tflops=0.1", SHORT]
     before = plan(tmp_path, *words)
     assert before["to_pay"] == before["total"] and not (tmp_path / "runs").exists()
     arm = ["model=mini", "world=count20"]
@@ -79,6 +81,7 @@ def test_the_plan_of_the_large_model_needs_no_network_and_pretraining_dominates(
     assert f"{hours:,.0f}" in out and f"{hours / 8 / 24:,.1f} days" in out
 
 
+@pytest.mark.slow
 def test_the_example_of_the_docs_is_what_the_command_prints(
     tmp_path: Path, offline: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -113,6 +116,7 @@ def test_the_plan_says_whether_a_step_fits_into_a_device(
     assert said in line
 
 
+@pytest.mark.slow
 def test_another_device_and_a_given_peak_change_the_time_and_nothing_else(tmp_path: Path, offline: None) -> None:
     words = ["result=text", "model=130m", "data=hub", "seeds=1"]
     fast, slow, given = (plan(tmp_path, *words, *more) for more in ([], ["gpu=a100"], ["peak_tflops=494.5"]))

@@ -26,7 +26,8 @@ pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="needs the ext
 pytest.importorskip("matplotlib", reason="needs the extra pausebench[report]")
 
 STUDY = [
-    *("reproduce", "result=demo", "seeds=1"),
+    # All three stages with few cells: two pretrainings, four finetunings, their evaluations.
+    *("reproduce", "result=demo", "seeds=1", "task=[parity]", "k=[0,8]", "mt=[0,8]", "limit=50"),
     'overrides=["train.steps=30","train.batch_size=8","train.checkpoint_every=10","train.log_every=10"]',
 ]
 
@@ -94,6 +95,7 @@ def test_a_study_fills_every_planned_cell_and_writes_the_page(uninterrupted: Pat
     assert (uninterrupted / "report" / "index.html").exists()
 
 
+@pytest.mark.slow
 def test_killing_driver_and_workers_and_starting_again_gives_the_same_table(
     uninterrupted: Path, tmp_path: Path
 ) -> None:
@@ -109,6 +111,7 @@ def test_killing_driver_and_workers_and_starting_again_gives_the_same_table(
     assert table(root) == table(uninterrupted)
 
 
+@pytest.mark.slow
 def test_a_killed_worker_costs_no_cell(uninterrupted: Path, tmp_path: Path) -> None:
     root = tmp_path / "runs"
     process = start(root)
@@ -122,6 +125,7 @@ def test_a_killed_worker_costs_no_cell(uninterrupted: Path, tmp_path: Path) -> N
     assert table(root) == table(uninterrupted)
 
 
+@pytest.mark.slow
 def test_ctrl_c_says_what_is_done_and_how_to_go_on(tmp_path: Path) -> None:
     root = tmp_path / "runs"
     process = start(root)
@@ -135,6 +139,7 @@ def test_ctrl_c_says_what_is_done_and_how_to_go_on(tmp_path: Path) -> None:
     assert not list(root.glob("*/*/lock.json"))
 
 
+@pytest.mark.slow
 def test_workers_of_a_dead_driver_save_and_stop(tmp_path: Path) -> None:
     root = tmp_path / "runs"
     process = start(root, 'overrides=["train.steps=2000000"]')
@@ -160,10 +165,11 @@ def test_a_finished_study_is_found_done(uninterrupted: Path, capsys: pytest.Capt
     assert {path: path.stat().st_mtime_ns for path in uninterrupted.glob("*/*/result.json")} == before
 
 
+@pytest.mark.slow
 def test_a_failing_cell_is_listed_and_only_it_is_retried(uninterrupted: Path, tmp_path: Path) -> None:
     root = tmp_path / "runs"
     subprocess.run(["cp", "-r", uninterrupted, root], check=True)
-    run = next(path for path in (root / "finetune").iterdir() if "majority" in path.name and "k8" in path.name)
+    run = next(path for path in (root / "finetune").iterdir() if "PausePT" in path.name and "k8" in path.name)
     (run / "result.json").unlink()
     manifest = (run / "manifest.json").read_text()
     (run / "manifest.json").write_text(json.dumps(json.loads(manifest) | {"data_fingerprint": "0" * 16}))
@@ -194,7 +200,7 @@ def test_dry_run_prints_commands_that_compose_into_the_same_cells(
     assert [line.split(":")[0] for line in lines if line.startswith("#")] == ["# pretrain", "# finetune", "# evaluate"]
     assert all("0 running, 0 to do" in line for line in lines if line.startswith("#"))
     for line in lines:
-        if line.startswith("pausebench pretrain") or "task=majority" in line:
+        if line.startswith("pausebench pretrain") or "task=parity" in line:
             assert cli.run([*line.split()[1:], "tracking=off"]) == 0
             assert "already done" in capsys.readouterr().err
 

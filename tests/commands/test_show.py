@@ -31,6 +31,7 @@ def test_the_page_of_examples_is_what_the_commands_print(
         assert printed(f"{command.replace('DIR', str(shared_data))} runs={tmp_path}", capsys) == shown
 
 
+@pytest.mark.slow
 def test_every_embedded_task_can_be_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name, task in ((name, task) for name, task in TASKS.items() if task.worlds):
         share = "task.train_fraction=0.5" if name == "lambada_openai" else ""

@@ -127,6 +127,7 @@ def whole_run(source: str, runs: Path, hub: Any, home: Path) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_a_whole_run_from_the_hub_equals_the_one_from_files(mirror: Any, files: Path, tmp_path: Path) -> None:
     from_hub = whole_run("data=hub", tmp_path / "hub_runs", mirror, tmp_path / "home")
     from_files = whole_run(f"data=files data.root={files}", tmp_path / "file_runs", mirror, tmp_path / "home")

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from pausebench.commands.pretrain import open_batches
 from pausebench.config.groups import (
     CorpusConfig,
     DataConfig,
@@ -21,7 +22,6 @@ from pausebench.config.groups import (
 )
 from pausebench.config.training import PretrainConfig
 from pausebench.data.batch import ALL, Batches, Share
-from pausebench.data.batches import text_batches
 from pausebench.data.corpus import TRAIN, VALIDATION
 from pausebench.data.shards import INDEX, PreparedText, index_content, index_fingerprint, read_part, write_part
 from pausebench.data.tokenizer import ByteTokenizer
@@ -74,4 +74,4 @@ def config(length: int = 40, batch_size: int = 6, document_mask: bool = False, *
 
 
 def batches(text: Any, share: Share = ALL, **options: Any) -> Batches:
-    return text_batches(config(**options), text, BYTE, share)
+    return open_batches(config(**options), text, BYTE, share)

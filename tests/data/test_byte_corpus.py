@@ -87,11 +87,11 @@ def test_it_is_read_with_the_byte_tokenizer_from_files_alone(tmp_path: Path) -> 
     right = dataclasses.replace(
         config(), corpus=CorpusConfig(**options), data=DataConfig(Source.files, str(put(tmp_path)))
     )
-    assert isinstance(open_corpus(right), ByteCorpus)
+    assert isinstance(open_corpus(right.text), ByteCorpus)
     with pytest.raises(BadInput, match="type tokenizer=byte"):
-        open_corpus(dataclasses.replace(right, tokenizer=TokenizerConfig(TokenizerKind.gpt2)))
+        open_corpus(dataclasses.replace(right.text, tokenizer=TokenizerConfig(TokenizerKind.gpt2)))
     with pytest.raises(BadInput, match=r"no place on the hub.*data=files"):
-        open_corpus(dataclasses.replace(right, data=DataConfig(Source.hub)))
+        open_corpus(dataclasses.replace(right.text, data=DataConfig(Source.hub)))
 
 
 def test_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:

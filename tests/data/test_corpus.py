@@ -17,6 +17,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pausebench.commands.pretrain import open_batches
 from pausebench.config.groups import (
     CorpusConfig,
     DataConfig,
@@ -30,11 +31,9 @@ from pausebench.config.groups import (
 )
 from pausebench.config.training import PretrainConfig
 from pausebench.data import corpus, vocabulary
-from pausebench.data.batch import Batch, Batches
-from pausebench.data.batches import text_batches
+from pausebench.data.batch import ALL, Batch, Batches
 from pausebench.data.corpus import TRAIN, VALIDATION, FileCorpus, PackedRows, fingerprint, open_corpus, shuffled
 from pausebench.data.tokenizer import ByteTokenizer, Tokenizer
-from pausebench.data.vocabulary import open_tokenizer
 from pausebench.errors import BadInput
 from pausebench.pauses import IGNORE_INDEX, draw_places, inject
 from pausebench.worlds.counting import VALIDATION_SEED
@@ -82,6 +81,10 @@ def config(root: Path, kind: TokenizerKind = TokenizerKind.byte, **options: Any)
         tokenizer=TokenizerConfig(kind, **tokenizer),
         **options,
     ).resolved()
+
+
+def open_tokenizer(config: PretrainConfig) -> Tokenizer:
+    return vocabulary.open_tokenizer(config.text, config.runs)
 
 
 # Packed rows
@@ -189,7 +192,7 @@ def test_no_more_documents_are_held_than_the_buffer_has_places(monkeypatch: pyte
 def test_a_corpus_of_files_gives_its_documents_in_their_order(tmp_path: Path) -> None:
     put(tmp_path, DOCUMENTS)
     put(tmp_path, ["held out"], VALIDATION)
-    source = open_corpus(config(tmp_path))
+    source = open_corpus(config(tmp_path).text)
     for epoch in (0, 1):
         assert list(source.documents(TRAIN, epoch)) == DOCUMENTS
         assert list(source.documents(VALIDATION, epoch)) == ["held out"]
@@ -228,13 +231,13 @@ def test_the_field_of_the_text_may_be_another(tmp_path: Path) -> None:
 
 def test_a_corpus_that_is_not_on_the_hub_says_what_to_type(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"corpus=mine has no place on the hub.*data=files data\.root=DIR"):
-        open_corpus(config(tmp_path, data=DataConfig(Source.hub)))
+        open_corpus(config(tmp_path, data=DataConfig(Source.hub)).text)
 
 
 def test_the_home_folder_may_be_written_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     put(tmp_path / "data", ["a"])
-    source = open_corpus(config(tmp_path, data=DataConfig(Source.files, "~/data")))
+    source = open_corpus(config(tmp_path, data=DataConfig(Source.files, "~/data")).text)
     assert list(source.documents(TRAIN, 0)) == ["a"]
 
 
@@ -363,7 +366,7 @@ def test_bytes_need_no_files(tmp_path: Path) -> None:
 
 def batches(source: ListCorpus | None = None, **options: Any) -> Batches:
     options = {"train": TrainConfig(batch_size=4)} | options
-    return text_batches(config(Path("nowhere"), **options), source or ListCorpus(), BYTE)
+    return open_batches(config(Path("nowhere"), **options), source or ListCorpus(), BYTE, ALL)
 
 
 PLAIN = PauseConfig(enabled=False)
@@ -450,7 +453,7 @@ def test_validation_reads_the_validation_split_and_disturbs_no_step() -> None:
 def test_a_corpus_of_files_is_trained_on_through_the_same_rows(tmp_path: Path) -> None:
     put(tmp_path, DOCUMENTS)
     settings = config(tmp_path, pause=PLAIN, train=TrainConfig(batch_size=4))
-    made = text_batches(settings, open_corpus(settings), open_tokenizer(settings))
+    made = open_batches(settings, open_corpus(settings.text), open_tokenizer(settings), ALL)
     assert same(made.batch(7), batches(pause=PLAIN).batch(7))
 
 
@@ -459,7 +462,7 @@ def test_of_a_corpus_of_files_the_first_so_many_are_read_and_validation_whole(co
     for number in range(3):
         put(tmp_path, [f"train {number}"], f"{TRAIN}-{number}")
         put(tmp_path, [f"validation {number}"], f"{VALIDATION}-{number}")
-    text = open_corpus(config(tmp_path, corpus=CorpusConfig("mine", files=count)))
+    text = open_corpus(config(tmp_path, corpus=CorpusConfig("mine", files=count)).text)
     assert list(text.documents(TRAIN, 0)) == [f"train {number}" for number in range(count)]
     assert len(text.parts(TRAIN)) == count
     assert len(list(text.documents(VALIDATION, 0))) == len(text.parts(VALIDATION)) == 3
@@ -468,6 +471,6 @@ def test_of_a_corpus_of_files_the_first_so_many_are_read_and_validation_whole(co
 def test_a_missing_validation_split_is_named(tmp_path: Path) -> None:
     put(tmp_path, DOCUMENTS)
     settings = config(tmp_path)
-    made = text_batches(settings, open_corpus(settings), BYTE)
+    made = open_batches(settings, open_corpus(settings.text), BYTE, ALL)
     with pytest.raises(BadInput, match="has no split validation"):
         made.validation(4)

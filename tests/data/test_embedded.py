@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from pausebench.commands.pretrain import open_batches
 from pausebench.config.groups import (
     AttentionKind,
     ModelConfig,
@@ -25,9 +26,10 @@ from pausebench.config.groups import (
     WorldConfig,
 )
 from pausebench.config.training import FinetuneConfig, PretrainConfig
-from pausebench.data.batch import Batch, Batches
-from pausebench.data.batches import RowLayout, document_batches, generated_batches
+from pausebench.data.batch import ALL, Batch, Batches
+from pausebench.data.batches import RowLayout, generated_batches
 from pausebench.data.examples import encode
+from pausebench.data.task_rows import GeneratedRows
 from pausebench.data.tokenizer import WordTokenizer
 from pausebench.errors import BadInput
 from pausebench.model.attention import AttentionMask
@@ -287,15 +289,15 @@ def test_standard_pretraining_has_no_pauses_to_hide(world_config: Worlds) -> Non
 def pretraining(world: WorldConfig, **options: Any) -> Batches:
     options = {"train": TrainConfig(batch_size=64)} | options
     config = PretrainConfig(model=MODEL, world=world, tokenizer=WORDS, **options).resolved()
-    return document_batches(config, build_world(world))
+    return open_batches(config, build_world(world), build_world(world).tokenizer, ALL)
 
 
 def finetuning(world: WorldConfig, **options: Any) -> Batches:
     options = {"train": TrainConfig(batch_size=64), "k": 3} | options
     config = FinetuneConfig(task=PARITY, model=MODEL, world=world, tokenizer=WORDS, **options).resolved()
-    return generated_batches(
-        config, RowLayout.of(config.policy, config.prefix, TASKS["parity"], build_world(world).tokenizer)
-    )
+    rows = GeneratedRows(TASKS["parity"], world)
+    layout = RowLayout.of(config.policy, config.prefix, rows.task, rows.world.tokenizer)
+    return generated_batches(rows, layout, config.seed, config.train.batch_size)
 
 
 def same(a: Batch, b: Batch) -> bool:

@@ -421,6 +421,7 @@ def published_batches(name: str, folder: Path) -> tuple[RowLayout, DatasetBatche
     return layout, DatasetBatches(rows, layout, tokenizer, limit=2048)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_hardly_a_position_of_published_rows_is_padding(name: str, shared_data: Path) -> None:
     """The first hundred batches of 16 and of 64."""
@@ -442,6 +443,7 @@ def test_hardly_a_position_of_published_rows_is_padding(name: str, shared_data: 
         print(f"{name}, batches of {batch_size}: {padding / positions:.2%} padding")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_packed_published_rows_have_the_loss_and_gradients_of_one_a_row(
     name: str, shared_data: Path, make_decoder: Models

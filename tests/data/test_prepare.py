@@ -259,6 +259,7 @@ def test_generated_text_is_not_prepared(tmp_path: Path, capsys: pytest.CaptureFi
     assert "generated text has no end and is not prepared" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 class TestHub:
     """allenai/c4's shape: a subset whose splits are several gzip files."""
 

@@ -211,7 +211,7 @@ def test_a_task_whose_rows_are_generated_has_none_in_files(tmp_path: Path) -> No
     for task in ("parity", "mod3", "majority", "relay"):
         given = config(task, data=DataConfig(source=Source.files, root=str(tmp_path)))
         with pytest.raises(BadInput, match=f"task={task} has no rows in data=files.*data=embedded"):
-            open_task(given)
+            open_task(given.task, given.text)
 
 
 def test_files_are_read_by_the_tasks_names_of_its_splits(tmp_path: Path) -> None:
@@ -221,14 +221,14 @@ def test_files_are_read_by_the_tasks_names_of_its_splits(tmp_path: Path) -> None
         lines = [json.dumps(MAKERS["commonsense_qa"](n)) + "\n" for n in range(start, start + 40)]
         (tmp_path / "commonsense_qa" / f"{split}.jsonl").write_text("".join(lines))
     given = config("commonsense_qa", data=DataConfig(source=Source.files, root=str(tmp_path)))
-    rows = open_task(given)
+    rows = open_task(given.task, given.text)
     assert isinstance(rows, DatasetRows)
     assert rows.test() == [task.to_example(MAKERS["commonsense_qa"](n)) for n in range(100, 140)]
-    assert open_task(given) is rows, "read once a process"
+    assert open_task(given.task, given.text) is rows, "read once a process"
     (tmp_path / "commonsense_qa" / "validation.jsonl").write_text("")
     other = config("commonsense_qa", data=DataConfig(source=Source.files, root=f"{tmp_path}/"))
     with pytest.raises(BadInput, match="has no rows"):
-        open_task(other)
+        open_task(other.task, other.text)
 
 
 def test_a_world_that_has_no_rows_of_the_task_is_refused(world_config: Callable[[str], WorldConfig]) -> None:
@@ -236,9 +236,9 @@ def test_a_world_that_has_no_rows_of_the_task_is_refused(world_config: Callable[
     for task, world in (("squad", "count20"), ("parity", "relay"), ("relay", "count20")):
         given = config(task, data=DataConfig(), world=world_config(world), tokenizer=words)
         with pytest.raises(BadInput, match=f"task={task} has no rows in world={world}"):
-            open_task(given)
+            open_task(given.task, given.text)
     given = config("parity", data=DataConfig(), world=world_config("count20"), tokenizer=words)
-    assert isinstance(open_task(given), GeneratedRows)
+    assert isinstance(open_task(given.task, given.text), GeneratedRows)
 
 
 # Tokens

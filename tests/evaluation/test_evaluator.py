@@ -20,10 +20,12 @@ from pausebench.data.batches import EncodedExamples, RowLayout
 from pausebench.data.tokenizer import WordTokenizer
 from pausebench.evaluation import generate as generation
 from pausebench.evaluation.evaluator import Evaluator
-from pausebench.evaluation.generate import Answer, Prefill, generate, greedy, prefill, target_log_likelihoods
+from pausebench.evaluation.generate import Answer, generate, greedy, target_log_likelihoods
 from pausebench.evaluation.metrics import exact_match, mean_and_stderr, token_accuracy
 from pausebench.model.attention import AttentionMask
 from pausebench.model.decoder import Decoder
+from pausebench.model.fast import FastDecoder
+from pausebench.model.prefill import Prefill
 from pausebench.pauses import Role, Rows, inference_rows
 from pausebench.tasks import TASKS, Example, Task
 from pausebench.worlds.counting import TEST_SEED, Row, World, build_world
@@ -216,9 +218,9 @@ def test_an_end_token_stops_an_answer_and_is_no_part_of_it(make_decoder: Models)
 
 
 def test_finished_rows_leave_the_batch_and_the_others_answer_as_if_alone(
-    make_decoder: Models, monkeypatch: pytest.MonkeyPatch
+    model: Decoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = make_decoder(16, seed=10, embedding_std=0.2, linear_gain=3.0).double()
+    model = model.double()
     rows = rows_of([5, 9, 2, 7, 4, 6, 3, 8, 9, 5])
     options = {"max_new_tokens": 12, "end_id": 14, "pause_id": 15}
     sizes = []
@@ -244,10 +246,10 @@ def test_finished_rows_leave_the_batch_and_the_others_answer_as_if_alone(
 @pytest.mark.parametrize("kind", AttentionKind)
 @pytest.mark.parametrize("placement", Placement)
 def test_decoding_equals_reading_the_whole_row_again_for_every_token(
-    make_decoder: Models, kind: AttentionKind, placement: Placement
+    model: Decoder, kind: AttentionKind, placement: Placement
 ) -> None:
     """Greedy decoding written out, one row at a time, without a cache; the cue belongs to the target's side."""
-    model = make_decoder(16, seed=10, embedding_std=0.2, linear_gain=3.0).double()
+    model = model.double()
     prefixes = [[3, 1, 4, 1, 5], [9], [2, 6, 5, 3, 5, 8, 9], [7, 9, 3], [2, 3, 8], [4, 6]]
     expected = []
     for prefix in prefixes:
@@ -291,7 +293,7 @@ def test_decoding_equals_reading_the_whole_row_again_for_every_token(
 )
 @pytest.mark.parametrize("shift", [0, 5])
 def test_with_the_controls_decoding_equals_reading_the_whole_row_again(
-    make_decoder: Models,
+    model: Decoder,
     shift: int,
     visibility: PauseVisibility,
     m: int,
@@ -300,7 +302,7 @@ def test_with_the_controls_decoding_equals_reading_the_whole_row_again(
     batch_size: int,
 ) -> None:
     """Greedy decoding written out without a cache; of a shift's gap, pauses take the beginning."""
-    model = make_decoder(16, seed=10, embedding_std=0.2, linear_gain=3.0).double()
+    model = model.double()
     kind = AttentionKind.bidirectional
     prefixes = [[3, 1, 4, 1, 5], [9], [2, 6, 5, 3, 5, 8, 9], [7, 9, 3], [2, 3, 8], [4, 6]]
     answers = []
@@ -405,9 +407,9 @@ def test_an_answer_is_never_longer_than_asked(make_decoder: Models) -> None:
 @pytest.mark.parametrize("kind", AttentionKind)
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
 def test_a_row_at_the_limit_stops_by_itself_whatever_batch_it_is_in(
-    make_decoder: Models, kind: AttentionKind, batch_size: int
+    model: Decoder, kind: AttentionKind, batch_size: int
 ) -> None:
-    model = make_decoder(16, seed=10, embedding_std=0.2, linear_gain=3.0).double()
+    model = model.double()
     rows = rows_of([5, 9, 2, 7, 10, 6, 3, 8, 9, 1])
     options = {"max_new_tokens": 20, "end_id": 14, "pause_id": 15}
     unlimited = decoded(model, rows, kind, **options)
@@ -462,13 +464,15 @@ def prefixes_read(evaluator: Evaluator, layout: RowLayout, monkeypatch: pytest.M
     """What stands before the pauses when decoding begins, sorted by text."""
     read = []
 
-    def recorded(model: Decoder, rows: Rows, *given: Any) -> Prefill:
+    prefill = FastDecoder.prefill
+
+    def recorded(model: FastDecoder, rows: Rows, *given: Any) -> Prefill:
         for ids, length in zip(rows.input_ids.tolist(), rows.lengths.tolist(), strict=True):
             assert ids[length - M : length] == [TOKENIZER.pause_id] * M
             read.append(TOKENIZER.decode(ids[: length - M]))
         return prefill(model, rows, *given)
 
-    monkeypatch.setattr("pausebench.evaluation.evaluator.prefill", recorded)
+    monkeypatch.setattr(FastDecoder, "prefill", recorded)
     evaluator.evaluate(layout, M)
     monkeypatch.undo()
     return sorted(read)
@@ -477,11 +481,10 @@ def prefixes_read(evaluator: Evaluator, layout: RowLayout, monkeypatch: pytest.M
 @pytest.mark.parametrize("kind", [AttentionKind.causal, AttentionKind.bidirectional])
 @pytest.mark.parametrize("name", ["squad", "gsm8k"])
 def test_a_text_tasks_scores_are_the_same_for_batch_sizes_1_7_and_32(
-    make_decoder: Models, kind: AttentionKind, name: str
+    model: Decoder, kind: AttentionKind, name: str
 ) -> None:
     draw = random.Random(0)
     examples = [text(words(draw.randint(1, 60), i), words(draw.randint(1, 9), 100 + i)) for i in range(40)]
-    model = make_decoder(16, seed=10, embedding_std=0.2, linear_gain=3.0)
     whole, *others = (
         scored(text_evaluator(model, examples, size, task=TASKS[name]), text_layout(kind), M) for size in (32, 7, 1)
     )
@@ -504,9 +507,8 @@ def test_an_answer_of_text_is_as_long_as_asked_or_as_there_are_positions(make_de
 
 
 def test_a_prefix_longer_than_the_room_loses_its_beginning_whatever_the_answer(
-    make_decoder: Models, monkeypatch: pytest.MonkeyPatch
+    model: Decoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = make_decoder(16, seed=10, embedding_std=0.2, linear_gain=3.0)
     prefixes = [words(length, length) for length in (5, LONGEST_PREFIX, LONGEST_PREFIX + 1, 60)]
     expected = sorted(" ".join(prefix.split()[-LONGEST_PREFIX:]) for prefix in prefixes)
     said = []
@@ -537,9 +539,8 @@ def test_more_pauses_leave_a_prefix_less_room(make_decoder: Models) -> None:
 
 
 @pytest.mark.parametrize("kind", AttentionKind)
-def test_a_long_targets_likelihood_is_that_of_its_beginning(make_decoder: Models, kind: AttentionKind) -> None:
+def test_a_long_targets_likelihood_is_that_of_its_beginning(model: Decoder, kind: AttentionKind) -> None:
     """As many tokens as there are positions left, the end token the last of them; written out without batches."""
-    model = make_decoder(16, seed=10, embedding_std=0.2, linear_gain=3.0)
     sizes = [(1, 50), (20, 50), (LONGEST_PREFIX, 50), (60, 50), (30, 5), (30, 6), (30, 7), (60, 1)]
     examples = [text(words(prefix, prefix), words(target, 9)) for prefix, target in sizes]
     _, predictions = text_evaluator(model, examples).evaluate(text_layout(kind), M)
@@ -587,7 +588,7 @@ def test_log_likelihoods_of_all_answers_sum_to_one(make_decoder: Models, world_c
     layout = layout_of(PARITY, world)
     prefixes = [world.tokenizer.encode("1 0 1 PAR")] * 64
     rows = layout.inference_rows(EncodedExamples.of(prefixes, [[]] * 64, world.tokenizer.end_id))
-    read = prefill(model, rows, layout.attention, layout.policy.pause_visibility, 5)
+    read = model.prefill(rows, layout.attention, layout.policy.pause_visibility, 5)
     totals = target_log_likelihoods(read, [[token] for token in range(64)])
     assert sum(map(math.exp, totals)) == pytest.approx(1.0, rel=1e-5)
 
@@ -643,7 +644,9 @@ def test_a_model_that_knows_the_answer_scores_one(
     read: list[int] = []
     prefixes: list[str] = []
 
-    def recorded(model: Decoder, rows: Rows, *given: Any) -> Prefill:
+    prefill = FastDecoder.prefill
+
+    def recorded(model: FastDecoder, rows: Rows, *given: Any) -> Prefill:
         lengths = rows.lengths.tolist()
         read.extend(lengths)
         prefixes[:] = [
@@ -654,7 +657,7 @@ def test_a_model_that_knows_the_answer_scores_one(
     def knowing(*_: Any, **__: Any) -> list[Answer]:
         return [Answer(world.tokenizer.encode(targets[prefix]), 0.0) for prefix in prefixes]
 
-    monkeypatch.setattr("pausebench.evaluation.evaluator.prefill", recorded)
+    monkeypatch.setattr(FastDecoder, "prefill", recorded)
     monkeypatch.setattr("pausebench.evaluation.evaluator.decode", knowing)
     result, predictions = evaluated(model, RAGGED, world, layout_of(RAGGED, world), 7, 0)
     assert read != [1 + len(row["prefix"].split()) for row in predictions]

@@ -10,7 +10,13 @@ import pytest
 import torch
 
 from pausebench.evaluation import metrics
-from pausebench.evaluation.metrics import macro_f1, macro_f1_estimate, mean_and_stderr, mean_estimate
+from pausebench.evaluation.metrics import (
+    macro_f1,
+    macro_f1_estimate,
+    mean_and_stderr,
+    mean_estimate,
+    resampled_macro_f1,
+)
 
 # Two bootstraps of 2000 resamples place an end with a deviation of 0.06 stderr each.
 ENDS_AGREE = 0.3
@@ -79,16 +85,13 @@ def test_the_interval_of_macro_f1_is_scipys() -> None:
     assert (estimate.low, estimate.high) == pytest.approx(ends, abs=ENDS_AGREE * estimate.stderr)
 
 
-def test_macro_f1_of_a_resample_is_that_of_the_rows_it_drew(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_macro_f1_of_a_resample_is_that_of_the_rows_it_drew() -> None:
     """Classes that a resample lacks do not count in it: with three rows of three classes that happens all the time."""
     chosen, right, groups = [0, 1, 2, 2], [0, 1, 1, 3], ["", "a", "a", ""]
     clusters = [[0], [1, 2], [3]]
-    seen: list[torch.Tensor] = []
-    ends = metrics._percentiles
-    monkeypatch.setattr(metrics, "_percentiles", lambda resampled: seen.append(resampled) or ends(resampled))
-    macro_f1_estimate(chosen, right, groups)
+    resampled = resampled_macro_f1(chosen, right, groups)
     draws = metrics.uniform(metrics.SEED, "bootstrap", torch.arange(metrics.RESAMPLES), len(clusters))
-    for value, drawn in zip(seen[0].tolist(), (draws * len(clusters)).long().tolist(), strict=True):
+    for value, drawn in zip(resampled.tolist(), (draws * len(clusters)).long().tolist(), strict=True):
         rows = [row for cluster in drawn for row in clusters[cluster]]
         assert value == pytest.approx(macro_f1([chosen[row] for row in rows], [right[row] for row in rows]))
 
@@ -115,7 +118,7 @@ def test_the_standard_error_is_the_deviation_between_test_sets() -> None:
     assert statistics.fmean(stderrs) == pytest.approx(statistics.stdev(means), rel=0.1)
 
 
-def test_an_interval_is_the_same_every_time_and_whatever_is_drawn_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interval_is_the_same_every_time_and_whatever_is_drawn_at_once() -> None:
     generator = random.Random(6)
     values, groups = stories(generator, 40, 5)
     labels = [generator.randrange(3) for _ in values]
@@ -123,8 +126,8 @@ def test_an_interval_is_the_same_every_time_and_whatever_is_drawn_at_once(monkey
     once = mean_estimate(values, groups), macro_f1_estimate(chosen, labels, groups)
     torch.manual_seed(7)
     for at_once in (1, 1000):
-        monkeypatch.setattr(metrics, "DRAWS_AT_ONCE", at_once)
-        assert (mean_estimate(values, groups), macro_f1_estimate(chosen, labels, groups)) == once
+        again = mean_estimate(values, groups, at_once), macro_f1_estimate(chosen, labels, groups, at_once)
+        assert again == once
 
 
 def test_the_number_of_threads_is_left_as_it_was() -> None:

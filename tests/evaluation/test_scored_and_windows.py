@@ -51,11 +51,6 @@ def run(
     return result, predictions
 
 
-@pytest.fixture
-def model(make_decoder: Models) -> Decoder:
-    return make_decoder(16, seed=10, embedding_std=0.2, linear_gain=3.0)
-
-
 def choices(count: int) -> list[Example]:
     draw = random.Random(0)
     examples = []

@@ -16,11 +16,13 @@ from pausebench.config.pauses import PausePolicy
 from pausebench.data.batches import EncodedExamples, RowLayout
 from pausebench.data.examples import Tokens
 from pausebench.data.tokenizer import WordTokenizer
-from pausebench.evaluation import batches, evaluator, generate
-from pausebench.evaluation.batches import Reading, Together, reading_batches
+from pausebench.evaluation.batches import ReadBatch, Reading, reading_batches
 from pausebench.evaluation.evaluator import Evaluator, prefix_is_shared
-from pausebench.evaluation.generate import Prefill, decode, prefill, target_log_likelihoods
+from pausebench.evaluation.generate import decode, target_log_likelihoods
 from pausebench.model.decoder import Decoder
+from pausebench.model.fast import FastDecoder
+from pausebench.model.prefill import Prefill
+from pausebench.model.tuning import Tuning
 from pausebench.pauses import Rows
 from pausebench.tasks import TASKS, Example, Task
 
@@ -74,12 +76,8 @@ def without_speed(result: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in result.items() if name != "examples_per_second"}
 
 
-@pytest.fixture
-def model(make_decoder: Models) -> Decoder:
-    return make_decoder(16, seed=10, embedding_std=0.2, linear_gain=3.0)
-
-
-@pytest.mark.parametrize(("task", "examples"), [(TASKS["squad"], texts(12)), (SCORED, choices(12))])
+@pytest.mark.slow
+@pytest.mark.parametrize(("task", "examples"), [(TASKS["squad"], texts(7)), (SCORED, choices(7))])
 def test_a_sweep_gives_each_m_what_it_gets_alone(model: Decoder, task: Task, examples: list[Example]) -> None:
     """Every kind of prefix, visibility, placement, cue and shift; in the order asked for."""
     for layout in LAYOUTS:
@@ -94,11 +92,13 @@ def test_a_sweep_gives_each_m_what_it_gets_alone(model: Decoder, task: Task, exa
 def test_a_sweep_with_causal_prefixes_reads_each_prefix_once(model: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
     read = []
 
-    def recorded(model: Decoder, rows: Rows, *given: Any) -> Prefill:
+    prefill = FastDecoder.prefill
+
+    def recorded(model: FastDecoder, rows: Rows, *given: Any) -> Prefill:
         read.extend(rows.lengths.tolist())
         return prefill(model, rows, *given)
 
-    monkeypatch.setattr(evaluator, "prefill", recorded)
+    monkeypatch.setattr(FastDecoder, "prefill", recorded)
     examples = [Example(words(length, random.Random(length)), "w1", ("w1",)) for length in range(1, 11)]
     causal, both = (RowLayout(PausePolicy(k=0), kind, torch.zeros(0, dtype=torch.int64), 15, 14) for kind in KINDS)
     list(evaluator_of(model, examples, TASKS["squad"]).sweep(causal, COUNTS))
@@ -139,7 +139,7 @@ def test_candidates_behind_one_prefix_score_as_each_does_alone(model: Decoder) -
 
 def prefilled(model: Decoder, layout: RowLayout, prefixes: Sequence[Tokens]) -> Prefill:
     rows = layout.inference_rows(EncodedExamples.of(prefixes, [[]] * len(prefixes), 14))
-    return prefill(model, rows, layout.attention, layout.policy.pause_visibility, rows.input_ids.shape[1] + 12)
+    return model.prefill(rows, layout.attention, layout.policy.pause_visibility, rows.input_ids.shape[1] + 12)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS[::3])
@@ -166,16 +166,15 @@ def test_tokens_behind_a_prefill_get_the_states_of_one_pass_over_the_whole_row(
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_rows_read_beside_others_of_like_length_are_read_as_all_at_once(
-    model: Decoder, layout: RowLayout, monkeypatch: pytest.MonkeyPatch
+    make_decoder: Models, layout: RowLayout
 ) -> None:
     draw = random.Random(5)
     prefixes = [[draw.randrange(14) for _ in range(draw.randint(1, 20))] for _ in range(9)]
     rows = layout.at(3).inference_rows(EncodedExamples.of(prefixes, [[]] * 9, 15))
-    exact = model.double()
     found = {}
     for share in (0.0, 0.85, 1.0):  # one pass, a few, one for each length
-        monkeypatch.setattr("pausebench.evaluation.generate.LIKE_LENGTH", share)
-        read = prefill(exact, rows, layout.attention, layout.policy.pause_visibility, rows.input_ids.shape[1] + 4)
+        exact = make_decoder(16, tuning=Tuning(like_prefixes=share), embedding_std=0.2, linear_gain=3.0).double()
+        read = exact.prefill(rows, layout.attention, layout.policy.pause_visibility, rows.input_ids.shape[1] + 4)
         found[share] = decode(read, max_new_tokens=4, end_id=14, pause_id=15, limit=MAX_LENGTH)
     assert [answer.tokens for answer in found[0.85]] == [answer.tokens for answer in found[0.0]]
     assert [answer.tokens for answer in found[1.0]] == [answer.tokens for answer in found[0.0]]
@@ -183,9 +182,9 @@ def test_rows_read_beside_others_of_like_length_are_read_as_all_at_once(
         assert answer.mean_log_probability == pytest.approx(whole.mean_log_probability, abs=1e-12)
 
 
-@pytest.mark.parametrize(("together", "logits"), [(1, 1), (2, 3), (32, 256)])
+@pytest.mark.parametrize(("tokens", "logits"), [(1, 1), (2, 3), (32, 256)])
 def test_a_likelihood_does_not_depend_on_how_a_target_is_cut_to_be_read(
-    model: Decoder, monkeypatch: pytest.MonkeyPatch, together: int, logits: int
+    model: Decoder, tokens: int, logits: int
 ) -> None:
     targets = [[1, 2, 3, 4, 5, 6], [7], [8, 9, 1, 2], [3, 4]]
     read = prefilled(model.double(), LAYOUTS[0].at(2), [[3, 1, 4], [9], [2, 6, 5], [1, 2]])
@@ -195,9 +194,8 @@ def test_a_likelihood_does_not_depend_on_how_a_target_is_cut_to_be_read(
         states = one.read(torch.tensor([target] * 4))[row]
         log_probabilities = model.logits(torch.cat([read.hidden[row : row + 1], states])).log_softmax(dim=1).detach()
         expected.append(float(sum(log_probabilities[place, token] for place, token in enumerate(target))))
-    monkeypatch.setattr(generate, "TOGETHER", together)
-    monkeypatch.setattr(generate, "LOGITS", logits)
-    assert target_log_likelihoods(read, targets) == pytest.approx(expected, abs=1e-9)
+    found = target_log_likelihoods(read, targets, tokens_at_once=tokens, logits_at_once=logits)
+    assert found == pytest.approx(expected, abs=1e-9)
 
 
 def test_decoding_on_a_copy_leaves_the_rows_as_they_were(model: Decoder) -> None:
@@ -221,7 +219,7 @@ def test_without_means_the_answers_are_the_same(model: Decoder) -> None:
 # Batches
 
 
-def batched(readings: dict[int, list[Reading]], **options: Any) -> list[Together]:
+def batched(readings: dict[int, list[Reading]], **options: Any) -> list[ReadBatch]:
     options = {"continuation": lambda _: 4, "given": 8, "slot_bytes": 100, "batch_size": None} | options
     return list(reading_batches(readings, **options))
 
@@ -235,28 +233,24 @@ def test_every_reading_of_every_m_is_in_one_batch_even_where_windows_are_equal()
     assert all(len(batch.readings) <= 2 for batch in made)
 
 
-def test_a_batch_holds_what_its_cache_may_and_rows_of_like_length(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batches, "CACHE_BYTES", 20_000)
-    made = batched({0: [Reading(row, [1] * (1 + 7 * row % 50)) for row in range(50)]})
+def test_a_batch_holds_what_its_cache_may_and_rows_of_like_length() -> None:
+    made = batched({0: [Reading(row, [1] * (1 + 7 * row % 50)) for row in range(50)]}, cache_bytes=20_000)
     assert all(len(batch.readings) * batch.slots * 100 <= 20_000 for batch in made)
     sizes = [[len(reading.prefix) for reading in batch.readings] for batch in made]
     assert all(max(one) <= min(other) for one, other in itertools.pairwise(sizes))
     assert len(made[0].readings) > 2 * len(made[-1].readings)
 
 
-def test_a_row_that_no_cache_holds_has_a_batch_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batches, "CACHE_BYTES", 1)
-    assert [len(batch.readings) for batch in batched({0: [Reading(row, [1]) for row in range(3)]})] == [1, 1, 1]
+def test_a_row_that_no_cache_holds_has_a_batch_of_its_own() -> None:
+    made = batched({0: [Reading(row, [1]) for row in range(3)]}, cache_bytes=1)
+    assert [len(batch.readings) for batch in made] == [1, 1, 1]
 
 
 # Precision
 
 
 @pytest.mark.parametrize(("precision", "near"), [(Arithmetic.fp32, 1e-4), (Arithmetic.bf16, 0.1)])
-def test_a_lower_precision_comes_near_the_exact_likelihoods(
-    make_decoder: Models, precision: Arithmetic, near: float
-) -> None:
-    model = make_decoder(16, seed=10, embedding_std=0.2, linear_gain=3.0)
+def test_a_lower_precision_comes_near_the_exact_likelihoods(model: Decoder, precision: Arithmetic, near: float) -> None:
     layout = LAYOUTS[0]
     _, exact = evaluator_of(model, texts(12), TASKS["squad"]).evaluate(layout, 3)
     _, rows = evaluator_of(model, texts(12), TASKS["squad"], precision=precision).evaluate(layout, 3)

@@ -19,9 +19,10 @@ from pausebench.data.batches import EncodedExamples, RowLayout
 from pausebench.data.examples import Tokens
 from pausebench.data.tokenizer import WordTokenizer
 from pausebench.evaluation import evaluator
-from pausebench.evaluation.generate import Answer, Prefill, decode, generate, prefill, target_log_likelihoods
+from pausebench.evaluation.generate import Answer, decode, generate, target_log_likelihoods
 from pausebench.model.attention import AttentionMask
 from pausebench.model.decoder import Decoder
+from pausebench.model.fast import FastDecoder
 from pausebench.model.flops import (
     attended_pairs,
     equal_flops_layers,
@@ -33,6 +34,7 @@ from pausebench.model.flops import (
     scoring_flops,
     training_flops_per_token,
 )
+from pausebench.model.prefill import Prefill
 from pausebench.pauses import IGNORE_INDEX
 from pausebench.tasks import TASKS, Example
 
@@ -169,7 +171,7 @@ def test_candidates_cost_one_pass_over_their_prefix_and_one_over_each(
     rows, given = layout_of(kind, m, cue).inference_rows(example(8, 1)), 8 + m + cue
 
     def scored() -> None:
-        read = prefill(model, rows, kind, PauseVisibility.all, given + 5)
+        read = model.prefill(rows, kind, PauseVisibility.all, given + 5)
         for candidate in candidates:
             target_log_likelihoods(read, [[1] * candidate])
 
@@ -225,6 +227,8 @@ def test_a_decoded_result_says_what_its_windows_and_answers_cost(
     spent: list[int] = []
     lengths = []
 
+    prefill = FastDecoder.prefill
+
     def reading(*given: Any) -> Prefill:
         found = []
         spent.append(counted(lambda: found.append(prefill(*given))))
@@ -236,7 +240,7 @@ def test_a_decoded_result_says_what_its_windows_and_answers_cost(
         lengths.extend(len(answer.tokens) for answer in answers)
         return answers
 
-    monkeypatch.setattr(evaluator, "prefill", reading)
+    monkeypatch.setattr(FastDecoder, "prefill", reading)
     monkeypatch.setattr(evaluator, "decode", decoding)
     model = make_decoder(V, seed=4, embedding_std=0.2, linear_gain=3.0)
     examples = [Example("w1 w2", "w3", ("w3",), context="w4 w5 w6 " * size) for size in range(1, 25)]
@@ -250,6 +254,8 @@ def test_a_decoded_result_says_what_its_windows_and_answers_cost(
 def test_a_scored_result_says_what_its_candidates_cost(make_decoder: Models, monkeypatch: pytest.MonkeyPatch) -> None:
     spent: list[float] = []
 
+    prefill = FastDecoder.prefill
+
     def reading(*given: Any) -> Prefill:
         found = []
         spent.append(counted(lambda: found.append(prefill(*given))))
@@ -261,7 +267,7 @@ def test_a_scored_result_says_what_its_candidates_cost(make_decoder: Models, mon
         spent[-1] -= within_answer(read.model.config, len(targets[0]) - 1)
         return found
 
-    monkeypatch.setattr(evaluator, "prefill", reading)
+    monkeypatch.setattr(FastDecoder, "prefill", reading)
     monkeypatch.setattr(evaluator, "target_log_likelihoods", scoring)
     options = ("w1", "w2 w3 w4", "w5 w6")
     examples = [Example("w7 " * size, options[size % 3], ("w1",), options) for size in range(1, 9)]

@@ -77,8 +77,8 @@ def test_the_papers_models_have_their_published_parameters_on_the_meta_device(na
     [
         ("130m", 512, 2, False),
         ("130m", 2048, 16, False),
-        ("130m", 2048, 16, True),
-        ("1b", 2048, 4, False),
+        pytest.param("130m", 2048, 16, True, marks=pytest.mark.slow),
+        pytest.param("1b", 2048, 4, False, marks=pytest.mark.slow),
         ("1b", 2048, 8, True),
     ],
 )
@@ -105,6 +105,7 @@ def test_the_planned_memory_of_a_step_is_within_a_tenth_of_torchs(
     assert planned == pytest.approx(peak(tracker), rel=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "rows", "checkpointing"), [("130m", 16, True), ("1b", 4, False)])
 def test_the_planned_memory_of_a_sharded_step_is_within_a_tenth_of_torchs(
     eight_devices: None, name: str, rows: int, checkpointing: bool

@@ -33,7 +33,7 @@ PAPER_METRICS = {
     "commonsense_qa": ("exact_match", None),
     "lambada": ("exact_match", None),
     "web_questions": ("squad_exact_match", "squad_f1"),
-    "natural_questions": ("squad_exact_match", "squad_f1"),
+    "natural_questions": ("nq_exact_match", "nq_f1"),
     "coqa": ("coqa_f1", "coqa_exact_match"),
     "piqa": ("accuracy", "macro_f1"),
     "hellaswag": ("accuracy", "macro_f1"),

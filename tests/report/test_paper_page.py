@@ -36,6 +36,7 @@ def table1_page(tmp_path_factory: pytest.TempPathFactory) -> str:
     return page_of(paper(tmp_path_factory.mktemp("table1"), "table1", unfinished))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_the_page_of_every_result_is_whole(tmp_path: Path, name: str) -> None:
     page = page_of(paper(tmp_path, name, unfinished))

@@ -32,7 +32,7 @@ def test_the_tables_hold_every_printed_figure() -> None:
         ("table1", "hellaswag", "accuracy", "PausePT_StdFT", None, 0.379, 0.001),
         ("table1", "commonsense_qa", "exact_match", "StdPT_PauseFT", 10, 0.288, 0.028),
         ("table2", "commonsense_qa", "exact_match", "StdPT_PauseFT", "append", 0.288, 0.015),
-        ("table2", "natural_questions", "squad_exact_match", "PausePT_PauseFT", "prepend", 0.257, 0.009),
+        ("table2", "natural_questions", "nq_exact_match", "PausePT_PauseFT", "prepend", 0.257, 0.009),
     ],
 )
 def test_a_figure_is_found_by_our_names(

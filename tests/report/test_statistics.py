@@ -249,9 +249,10 @@ def test_the_corrected_p_value_decides_the_verdict_of_one_among_several() -> Non
     assert "A scores higher than B in this setting (p = 0.040 corrected" in verdict(comparison, "A", "B", 0.04, 27)
 
 
+@pytest.mark.slow
 def test_a_family_of_nulls_is_rarely_and_a_planted_one_often_called_different(tmp_path: Path) -> None:
     """Through run folders and the report's own reading; uncorrected, 37 of 100 null families would have a finding."""
-    draws, null, planted = 150, Design(5, (10,)), Design(5, (10,), 0.05, 1)
+    draws, null, planted = 60, Design(5, (10,)), Design(5, (10,), 0.05, 1)
     tallies = [Tally(null), Tally(planted)]
     write_plans(tmp_path, (null, planted))
     noise = random.Random(0)

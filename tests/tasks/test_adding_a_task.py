@@ -36,19 +36,15 @@ def test_a_tenth_task_is_shown_trained_and_scored(
     boolq = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(boolq)
     monkeypatch.setitem(TASKS, "boolq", boolq.BOOLQ)
-    conf, data = tmp_path / "conf" / "task", tmp_path / "data" / "boolq"
-    conf.mkdir(parents=True)
+    data = tmp_path / "data" / "boolq"
     data.mkdir(parents=True)
-    (conf / "boolq.yaml").write_text(block("yaml"))
     rows = [
         {"question": f"is it {n}", "passage": "It is. " * (n % 7) + f"It is not {n + 1}.", "answer": n % 3 > 0}
         for n in range(60)
     ]
     for split, some in (("train", rows[:40]), ("validation", rows[40:])):
         (data / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
-    where = (
-        f"task=boolq data.root={data.parent} runs={tmp_path / 'runs'} hydra.searchpath=[file://{conf.parent}] {TINY}"
-    )
+    where = f"task=boolq data.root={data.parent} runs={tmp_path / 'runs'} {TINY}"
     assert cli.run(["show", *where.split(), "k=3", "examples=1"]) == 0
     shown = capsys.readouterr().out
     assert "Question: is it 0?" in shown and "candidates, scored by likelihood:\n  yes\n  no" in shown

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from golden import GOLDEN, SCORED, TEXT_TASKS
+from hypothesis import example as try_also
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -139,16 +140,38 @@ def test_the_answers_of_another_story_are_refused() -> None:
             list(turns({**story, "references": references}))
 
 
-words = st.lists(st.sampled_from(["cut", "the", "vine", "so,", "[sic", "it's", "a", "100%"]), min_size=1).map(" ".join)
+def harness_preprocess(text: str) -> str:
+    """preprocess of lm-evaluation-harness's task hellaswag, to the letter."""
+    text = text.strip()
+    text = text.replace(" [title]", ". ")
+    text = re.sub("\\[.*?\\]", "", text)
+    return text.replace("  ", " ")
 
 
-@given(a=words, b=words, c=words, gap=st.sampled_from([" ", "  ", "   "]))
-def test_a_row_with_wikihows_marks_gives_the_text_of_the_row_without_them(a: str, b: str, c: str, gap: str) -> None:
-    row = GOLDEN["hellaswag"][0]
-    raw = {"ctx_a": f"[header] {a} [title] {b}.{gap}[step] {c}", "endings": [f"{c} [substeps] {b}", f" [step] {a}"] * 2}
-    clean = {"ctx_a": f"{a}. {b}. {c}", "endings": [f"{c} {b}", a] * 2}
-    examples = [TASKS["hellaswag"].to_example({**row, "ctx_b": "", **texts}) for texts in (raw, clean)]
-    assert examples[0] == examples[1]
+def test_published_hellaswag_rows_are_the_harnesses(shared_data: Path) -> None:
+    for row in published(shared_data, "hellaswag", "validation"):
+        example = TASKS["hellaswag"].to_example(row)
+        context = row["ctx_a"] + " " + row["ctx_b"].capitalize()
+        assert example.prefix == harness_preprocess(row["activity_label"] + ": " + context)
+        assert example.candidates == tuple(f" {harness_preprocess(ending)}" for ending in row["endings"])
+
+
+marked = st.lists(
+    st.sampled_from(
+        ["cut", "the", " ", "  ", "\n", "[", "]", " [title]", "[title]", "[header] ", " [step] ", "[a [b] c]"]
+    )
+).map("".join)
+
+
+@given(marked)
+@try_also("[header] How to cut [title] Take it.   [step] Cut. [substeps]")
+@try_also("one [a [b] c] two")
+@try_also("a [broken\nmark] and an [open one")
+def test_texts_with_wikihows_marks_are_cut_as_the_harness_cuts_them(raw: str) -> None:
+    row = {**GOLDEN["hellaswag"][0], "ctx_a": raw, "ctx_b": "", "endings": [f"{raw} x"] * 4}
+    example = TASKS["hellaswag"].to_example(row)
+    assert example.prefix == harness_preprocess(f"Roof shingle removal: {raw} ").rstrip()
+    assert set(example.candidates) == {f" {harness_preprocess(f'{raw} x')}"}
 
 
 def test_lambadas_word_is_what_follows_the_last_space() -> None:

@@ -98,7 +98,10 @@ def test_what_a_killed_save_left_behind_is_cleared(at_step_30: Path, finished: P
     assert_same_end(at_step_30, finished)
 
 
-@pytest.mark.parametrize("harm", ["flipped byte", "missing shard", "position torn"])
+@pytest.mark.parametrize(
+    "harm",
+    ["flipped byte", *(pytest.param(harm, marks=pytest.mark.slow) for harm in ("missing shard", "position torn"))],
+)
 def test_a_damaged_shard_sends_all_ranks_back_to_the_step_before(harm: str, finished: Path, tmp_path: Path) -> None:
     run = run_on_two(tmp_path)
     (run / "result.json").unlink()
@@ -135,6 +138,7 @@ def test_a_damaged_parent_is_refused_by_name(finished: Path, tmp_path: Path, cap
     assert "is damaged" in said
 
 
+@pytest.mark.slow
 def test_a_disk_that_refuses_the_last_file_of_the_shards_ends_all_ranks(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -264,8 +264,10 @@ def test_flexattention_sees_what_the_dense_mask_allows(make_decoder: Callable[..
 # torch.compile
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bf16"])
-@pytest.mark.parametrize("least", [1 << 40, 0], ids=["kept", "made again"])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("dtype", "least"), [(torch.float32, 1 << 40), (torch.bfloat16, 0)], ids=["float32 kept", "bf16 made again"]
+)
 def test_compiled_code_rounds_differently_and_no_more(
     make_decoder: Callable[..., Decoder], dtype: torch.dtype, least: int
 ) -> None:
@@ -288,6 +290,7 @@ def captured(graph: torch.fx.GraphModule, inputs: object) -> Callable[..., Any]:
     return graph.forward
 
 
+@pytest.mark.slow
 def test_a_process_that_trains_many_shapes_compiles_each(make_decoder: Callable[..., Decoder]) -> None:
     shapes = range(torch._dynamo.config.recompile_limit + 2)
     graphs = []

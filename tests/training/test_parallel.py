@@ -109,8 +109,15 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     return run
 
 
-@pytest.mark.parametrize("command", ["pretrain", "finetune"])
-@pytest.mark.parametrize(("count", "kind"), [(2, "ddp"), (4, "ddp"), (2, "fsdp"), (4, "fsdp")])
+@pytest.mark.parametrize(
+    ("command", "count", "kind"),
+    [
+        ("pretrain", 2, "ddp"),
+        ("finetune", 2, "fsdp"),
+        pytest.param("finetune", 4, "ddp", marks=pytest.mark.slow),
+        pytest.param("pretrain", 4, "fsdp", marks=pytest.mark.slow),
+    ],
+)
 def test_ranks_together_lose_what_one_process_loses(
     command: str, count: int, kind: str, alone: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -121,6 +128,7 @@ def test_ranks_together_lose_what_one_process_loses(
     assert (manifest["world_size"], manifest["parallel"]) == (count, kind)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
 def test_in_bf16_ranks_differ_by_rounding_alone(kind: str, tmp_path: Path) -> None:
     words = f"{COMMANDS['finetune']} train.steps=12 precision=bf16".replace("precision=fp32", "")
@@ -148,8 +156,11 @@ def back_at_step_10(run: Path, root: Path) -> None:
     assert checkpoint.steps_of(copy) == [10]
 
 
-@pytest.mark.parametrize("written_by", ["ddp", "fsdp"])
-@pytest.mark.parametrize(("count", "kind"), [(1, "ddp"), (2, "ddp"), (2, "fsdp"), (3, "fsdp")])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("written_by", "count", "kind"),
+    [("ddp", 1, "ddp"), ("ddp", 3, "fsdp"), ("fsdp", 2, "ddp"), ("fsdp", 3, "fsdp")],
+)
 def test_a_checkpoint_of_four_ranks_goes_on_on_any_number(
     written_by: str, count: int, kind: str, of_four: dict[str, Path], alone: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -162,6 +173,7 @@ def test_a_checkpoint_of_one_process_goes_on_sharded(alone: Callable[[str], Path
     assert_same_losses(run_on(2, "fsdp", "pretrain", tmp_path), alone("pretrain"))
 
 
+@pytest.mark.slow
 def test_sharded_training_ends_with_one_file_of_weights_that_finetuning_starts_from(
     of_four: dict[str, Path], alone: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -176,6 +188,7 @@ def test_sharded_training_ends_with_one_file_of_weights_that_finetuning_starts_f
     assert cli.run(words.split()) == 0
 
 
+@pytest.mark.slow
 def test_recomputed_blocks_change_no_number(alone: Callable[[str], Path], tmp_path: Path) -> None:
     more = f"train.activation_checkpointing=true runs={tmp_path}"
     assert cli.run(f"{COMMANDS['pretrain']} {more}".split()) == 0
@@ -186,7 +199,7 @@ def test_recomputed_blocks_change_no_number(alone: Callable[[str], Path], tmp_pa
     assert_same_losses(run_on(2, "fsdp", "pretrain", tmp_path / "fsdp", more.split()[0]), alone("pretrain"))
 
 
-@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+@pytest.mark.parametrize("kind", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
 def test_a_stop_of_one_rank_saves_one_step_for_all(kind: str, alone: Callable[[str], Path], tmp_path: Path) -> None:
     step = Trainer.optimize
 
@@ -204,7 +217,7 @@ def test_a_stop_of_one_rank_saves_one_step_for_all(kind: str, alone: Callable[[s
     assert_same_losses(run_on(2, kind, "pretrain", tmp_path), alone("pretrain"))
 
 
-@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+@pytest.mark.parametrize("kind", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
 def test_a_killed_rank_ends_the_others_with_its_name_and_the_run_goes_on(
     kind: str, alone: Callable[[str], Path], tmp_path: Path
 ) -> None:

@@ -280,7 +280,7 @@ def test_the_example_of_a_wandb_sweep_composes_for_every_combination() -> None:
     sweeps = pytest.importorskip("wandb.sdk.launch.sweeps.utils")
     sweep = yaml.safe_load((Path(__file__).parents[2] / "docs" / "wandb_sweep.yaml").read_text())
     asked = {name: given.get("values", [given.get("value")]) for name, given in sweep["parameters"].items()}
-    cli._register_schemas()
+    cli.register_config()
     with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
         for values in itertools.product(*asked.values()):
             chosen = {name: {"value": value} for name, value in zip(asked, values, strict=True)}

@@ -46,7 +46,8 @@ def run(setting: Setting) -> list[Line]:
 def _task(setting: Setting, task: str) -> list[Line]:
     given, new_tokens = setting.options, setting.options.new_tokens or NEW_TOKENS[task]
     config = setting.finetuning(task, 1)
-    rows, layout = open_task(config), RowLayout.of(config.policy, config.prefix, TASKS[task], setting.tokenizer)
+    rows = open_task(config.task, config.text)
+    layout = RowLayout.of(config.policy, config.prefix, TASKS[task], setting.tokenizer)
     assert isinstance(rows, DatasetRows)
     room = length_limit(config, lineage.RANDOM)[0] - layout.given - new_tokens
     examples = encode(rows.test()[: given.rows], rows.task, setting.tokenizer)

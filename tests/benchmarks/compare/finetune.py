@@ -39,7 +39,8 @@ def run(setting: Setting) -> list[Line]:
     given = setting.options
     size = given.batch_size or EXAMPLES
     config = setting.finetuning("squad", size)
-    rows, layout = open_task(config), RowLayout.of(config.policy, config.prefix, TASKS["squad"], setting.tokenizer)
+    rows = open_task(config.task, config.text)
+    layout = RowLayout.of(config.policy, config.prefix, TASKS["squad"], setting.tokenizer)
     assert isinstance(rows, DatasetRows)
     packed = DatasetBatches(rows, layout, setting.tokenizer, length_limit(config, lineage.RANDOM)[0])
     batches = packed.batches(config.seed, size)

@@ -25,13 +25,14 @@ from pausebench.config.training import FinetuneConfig
 from pausebench.console import Progress
 from pausebench.data.batch import Batches
 from pausebench.data.batches import RowLayout, generated_batches
-from pausebench.model.fast import FastDecoder
+from pausebench.data.task_rows import GeneratedRows
+from pausebench.model.base import Model
 from pausebench.tasks import TASKS
 from pausebench.training import start
 from pausebench.training.device import cpu_threads
 from pausebench.training.parallel import ALONE
 from pausebench.training.tracking import Tracker
-from pausebench.worlds.counting import build_world
+from pausebench.training.trainer import Trainer
 from tests.benchmarks.compare.contest import OURS, Contender, Line, alternate, seconds
 from tests.benchmarks.compare.setting import OFF, Setting, group
 
@@ -76,7 +77,17 @@ def run(setting: Setting, steps_each: int = STEPS_EACH) -> list[Line]:
         model, batches = _made(config)
         folder, progress = setting.folder("finetune"), Progress("compare", steps, quiet=True)
         tracker = Tracker(OFF, folder.path, "compare", {}, {}, progress)
-        trainer = start.build_trainer(folder, config, model, batches, CPU, tracker, progress, ALONE)
+        trainer = Trainer(
+            model,
+            batches,
+            config.train,
+            folder,
+            precision=config.precision,
+            device=CPU,
+            tracker=tracker,
+            progress=progress,
+            ranks=ALONE,
+        )
         return steps / seconds(trainer.train, CPU)
 
     contenders = [Contender(name, work, work) for name, work in ((OURS, ours), (PEER, bare))]
@@ -86,7 +97,10 @@ def run(setting: Setting, steps_each: int = STEPS_EACH) -> list[Line]:
     return [Line("overhead", what, PEER, "steps/s", rates[OURS], rates[PEER], TARGET)]
 
 
-def _made(config: FinetuneConfig) -> tuple[FastDecoder, Batches]:
-    tokenizer = build_world(config.world).tokenizer
-    batches = generated_batches(config, RowLayout.of(config.policy, config.prefix, TASKS["parity"], tokenizer))
-    return start.build_model(config, tokenizer, CPU, ALONE), batches
+def _made(config: FinetuneConfig) -> tuple[Model, Batches]:
+    rows = GeneratedRows(TASKS["parity"], config.world)
+    tokenizer = rows.world.tokenizer
+    layout = RowLayout.of(config.policy, config.prefix, rows.task, tokenizer)
+    batches = generated_batches(rows, layout, config.seed, config.train.batch_size)
+    model = start.build_model(config.model, tokenizer.vocab_size, config.seed, CPU, ALONE, precision=config.precision)
+    return model, batches

@@ -33,7 +33,8 @@ from pausebench.config.groups import (
     WorldConfig,
 )
 from pausebench.config.help import conf_dir
-from pausebench.config.training import FinetuneConfig, PretrainConfig, TextConfig
+from pausebench.config.source import TextSource
+from pausebench.config.training import FinetuneConfig, PretrainConfig
 from pausebench.console import Progress
 from pausebench.data.batch import ALL, Batch, Batches
 from pausebench.data.tokenizer import Tokenizer
@@ -43,6 +44,7 @@ from pausebench.runs.folder import RunFolder
 from pausebench.training import start
 from pausebench.training.parallel import ALONE
 from pausebench.training.tracking import Tracker
+from pausebench.training.trainer import Trainer
 from tests.benchmarks.compare.contest import OURS, Contender, seconds
 
 OFF = TrackingConfig(enabled=False)
@@ -116,7 +118,7 @@ class Setting:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        inner = open_tokenizer(TextConfig(runs=str(self.scratch), **self._text()))
+        inner = open_tokenizer(TextSource(**self._text()), str(self.scratch))
         wanted = self.options.vocab_size
         return inner if inner.vocab_size >= wanted else Widened(inner, wanted)
 
@@ -182,7 +184,10 @@ class Setting:
 
     def build(self, config: PretrainConfig | FinetuneConfig) -> FastDecoder:
         """Our decoder as training builds it, on this device."""
-        return start.build_model(config, self.tokenizer, self.device, ALONE).to(self.device)
+        built = start.build_model(
+            config.model, self.tokenizer.vocab_size, config.seed, self.device, ALONE, precision=config.precision
+        )
+        return built.to(self.device)
 
     def folder(self, command: str) -> RunFolder:
         """A new run folder in ``scratch``; the process is in its name, since `memory` has two at work in one place."""
@@ -213,7 +218,17 @@ class OurTraining:
         self._making = (time.perf_counter() - began) / made_together if made_together else 0.0
         folder, progress = setting.folder("pretrain"), Progress("compare", config.train.steps, quiet=True)
         tracker = Tracker(OFF, folder.path, "compare", {}, {}, progress)
-        self._trainer = start.build_trainer(folder, config, model, batches, setting.device, tracker, progress, ALONE)
+        self._trainer = Trainer(
+            model,
+            batches,
+            config.train,
+            folder,
+            precision=config.precision,
+            device=setting.device,
+            tracker=tracker,
+            progress=progress,
+            ranks=ALONE,
+        )
 
     def steps(self, count: int) -> None:
         for _ in range(count):

@@ -23,7 +23,8 @@ NEW_TOKENS = 8
 def run(setting: Setting) -> list[Line]:
     given = setting.options
     config = setting.finetuning("squad", 1)
-    rows, layout = open_task(config), RowLayout.of(config.policy, config.prefix, TASKS["squad"], setting.tokenizer)
+    rows = open_task(config.task, config.text)
+    layout = RowLayout.of(config.policy, config.prefix, TASKS["squad"], setting.tokenizer)
     assert isinstance(rows, DatasetRows)
     examples = rows.test()[: max(1, given.rows // ROWS_SHARE)]
     model = setting.build(config).eval()
