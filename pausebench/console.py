@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from rich.console import Console
 from rich.live import Live
@@ -13,25 +13,47 @@ from rich.text import Text
 from pausebench.runs.folder import RunFolder
 
 
-class Progress:
-    """A context manager; ``update`` takes a row of metrics.jsonl."""
+class LiveLine:
+    """A context manager around one line that is rewritten on a terminal, and printed again and again elsewhere."""
 
-    def __init__(self, label: str, steps: int, quiet: bool) -> None:
-        self._label = label
-        self._steps = steps
+    def __init__(self, quiet: bool, seconds: float = 0.0) -> None:
+        """seconds: the least time between two lines where there is no terminal."""
         self.quiet = quiet
+        self._seconds, self._shown = seconds, time.monotonic()
         self._console = Console(stderr=True, highlight=False)
-        self._live = Live(console=self._console, refresh_per_second=4) if self._console.is_terminal else None
-        self._began: tuple[float, int] | None = None
+        live = self._console.is_terminal and not quiet
+        self._live = Live(console=self._console, refresh_per_second=4) if live else None
 
-    def __enter__(self) -> Progress:
-        if self._live is not None and not self.quiet:
+    def __enter__(self) -> Self:
+        if self._live is not None:
             self._live.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if self._live is not None and not self.quiet:
+        if self._live is not None:
             self._live.stop()
+
+    def show(self, line: str) -> None:
+        """The line as it is now."""
+        if self._live is not None:
+            self._live.update(Text(line, overflow="ellipsis", no_wrap=True))
+        elif not self.quiet and time.monotonic() - self._shown >= self._seconds:
+            self._shown = time.monotonic()
+            self._console.print(line, soft_wrap=True, markup=False)
+
+    def say(self, line: str) -> None:
+        """A line that stays, even in a quiet run: something the user has to know."""
+        self._console.print(line, soft_wrap=True, markup=False)
+
+
+class Progress(LiveLine):
+    """What a training says; ``update`` takes a row of metrics.jsonl."""
+
+    def __init__(self, label: str, steps: int, quiet: bool) -> None:
+        super().__init__(quiet)
+        self._label = label
+        self._steps = steps
+        self._began: tuple[float, int] | None = None
 
     def update(self, row: dict[str, Any]) -> None:
         if self.quiet:
@@ -48,14 +70,7 @@ class Progress:
             line += f"  val {row['validation_loss']:.4f}"
         if remaining is not None:
             line += f"  eta {int(remaining) // 60}:{int(remaining) % 60:02d}"
-        if self._live is not None:
-            self._live.update(Text(line, overflow="ellipsis", no_wrap=True))
-        else:
-            self._console.print(line, soft_wrap=True)
-
-    def say(self, line: str) -> None:
-        """A line that stays, even in a quiet run: something the user has to know."""
-        self._console.print(line, soft_wrap=True, markup=False)
+        self.show(line)
 
     def already_done(self, folder: RunFolder, profile: bool) -> dict[str, Any]:
         """Say that nothing is to do; what the command returns."""

@@ -24,6 +24,7 @@ Words = TypeVar("Words", "Tensor", NDArray[np.int64])
 
 def _signed(value: int) -> int:
     """The two's complement reading of a 64-bit word: torch has no unsigned arithmetic."""
+    # Python's integers do not wrap; the mask makes them.
     value &= (1 << 64) - 1
     return value - (1 << 64) if value >= 1 << 63 else value
 
@@ -42,6 +43,8 @@ def splitmix64(state: Words) -> Words:
 
 
 def _key(seed: int, stream: str) -> int:
+    # The odd multiplier spreads neighbouring seeds over the whole word, so that seed 1 of one stream is not seed 0 of
+    # the next.
     state = np.array([_signed(seed * 0x2545F4914F6CDD1D + zlib.crc32(stream.encode()))])
     return int(splitmix64(state)[0])
 
@@ -59,11 +62,14 @@ def uniform(seed: int, stream: str, rows: Tensor, draws: int) -> Tensor:
 
 def uniform_array(seed: int, stream: str, rows: NDArray[np.int64], draws: int) -> NDArray[np.float64]:
     """``uniform`` in numpy: the same numbers."""
+    # Twice, because row numbers are consecutive: one round would start neighbouring rows at related states.
     row_state = splitmix64(splitmix64(rows.astype(np.int64) + _key(seed, stream)))[:, None]
     counters = np.arange(draws, dtype=np.int64) * _signed(GOLDEN_GAMMA)
+    # A float64 holds 53 bits: the upper ones of 64, scaled below 1.
     return _shift_right(splitmix64(row_state + counters), 11).astype(np.float64) * 2.0**-53
 
 
+# Four rounds are enough in theory for random functions; six cost little and these are cheap mixers.
 FEISTEL_ROUNDS = 6
 
 
@@ -84,6 +90,7 @@ def permuted(seed: int, stream: str, epochs: Tensor, numbers: Tensor, size: int)
             right = right ^ (splitmix64(key ^ (left * FEISTEL_ROUNDS + number + 1)) & ((1 << low) - 1))
         return left << low | right
 
+    # The domain is at most twice the size, or 256, so that a few rounds settle every number.
     places = once(numbers, key)
     while len(outside := (places >= size).nonzero()[:, 0]):
         places[outside] = once(places[outside], key[outside])

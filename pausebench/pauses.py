@@ -161,42 +161,33 @@ def finetuning_rows(
         pause_id: the token in the pauses' places, which may be any filler (section 5.2's control without pauses).
     """
     k = torch.full_like(prefix_lengths, policy.longest) if counts is None else counts
-    placement, shift = policy.placement, policy.shift
-    pauses_at = torch.zeros_like(prefix_lengths) if placement is Placement.prepend else prefix_lengths
-    prefix_at = k if placement is Placement.prepend else torch.zeros_like(k)
+    prepended, nowhere = policy.placement is Placement.prepend, torch.zeros_like(k)
+    pauses_at, prefix_at = (nowhere, k) if prepended else (prefix_lengths, nowhere)
     cue_at = prefix_lengths + k
     target_at = cue_at + len(cue)
     lengths = target_at + target_lengths
-    jump = max(0, shift - policy.longest)  # a policy with a shift has one number of pauses
     t = torch.arange(int(lengths.max()), device=prefix.device).expand(len(prefix), -1)
-
-    def inside(start: Tensor, count: Tensor | int) -> Tensor:
-        offset = t - start[:, None]
-        return (offset >= 0) & (offset < (count[:, None] if isinstance(count, Tensor) else count))
-
-    def pick(values: Tensor, start: Tensor) -> Tensor:
-        return values.gather(1, (t - start[:, None]).clamp_(0, max(values.shape[1] - 1, 0)))
-
-    in_target = inside(target_at, target_lengths)
     tokens = torch.full_like(t, pad_id)
     roles = torch.full_like(t, Role.PADDING.value, dtype=torch.int8)
-    if prefix.shape[1]:
-        in_prefix = inside(prefix_at, prefix_lengths)
-        tokens = torch.where(in_prefix, pick(prefix, prefix_at), tokens)
-        roles = roles.masked_fill_(in_prefix, Role.PREFIX.value)
-    in_pauses = inside(pauses_at, k)
-    tokens = tokens.masked_fill(in_pauses, pause_id)
-    roles = roles.masked_fill_(in_pauses, Role.PAUSE.value)
-    if len(cue):
-        in_cue = inside(cue_at, len(cue))
-        tokens = torch.where(in_cue, pick(cue.expand(len(prefix), -1), cue_at), tokens)
-        roles = roles.masked_fill_(in_cue, Role.TARGET.value)
-    if target.shape[1]:
-        tokens = torch.where(in_target, pick(target, target_at), tokens)
-        roles = roles.masked_fill_(in_target, Role.TARGET.value)
-    labels = torch.where(in_target[:, 1:], tokens[:, 1:], IGNORE_INDEX)
+    parts = [
+        (prefix, prefix_at, prefix_lengths, Role.PREFIX),
+        (torch.full_like(tokens[:, :1], pause_id), pauses_at, k, Role.PAUSE),
+        (cue.expand(len(prefix), -1), cue_at, torch.full_like(k, len(cue)), Role.TARGET),
+        (target, target_at, target_lengths, Role.TARGET),
+    ]
+    for values, start, count, role in parts:
+        if not values.shape[1]:
+            continue  # nothing to gather from
+        offset = t - start[:, None]
+        inside = (offset >= 0) & (offset < count[:, None])
+        # Clamped, because gather reads everywhere; there are more pauses than values of theirs, all the same.
+        tokens = torch.where(inside, values.gather(1, offset.clamp(0, values.shape[1] - 1)), tokens)
+        roles = roles.masked_fill_(inside, role.value)
+    is_target = (t >= target_at[:, None]) & (t < lengths[:, None])
+    labels = torch.where(is_target[:, 1:], tokens[:, 1:], IGNORE_INDEX)
     padding = t >= lengths[:, None] - 1  # a row's last target token, too, where the batch has longer rows
     tokens, roles = tokens.masked_fill(padding, pad_id), roles.masked_fill(padding, Role.PADDING.value)
+    jump = max(0, policy.shift - policy.longest)  # a policy with a shift has one number of pauses
     positions = None
     if jump:
         positions = (t + jump * (t >= (pauses_at + k)[:, None])).masked_fill_(padding, 0)[:, :-1]

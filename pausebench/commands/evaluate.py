@@ -55,6 +55,7 @@ class Finetuned:
 def run(config: EvaluateConfig) -> dict[str, Any]:
     """Score every M asked for that has no result yet; the model is loaded once."""
     finetuned = open_finetuned(config)
+    # Unless asked otherwise, the places of the pauses hold what they held in finetuning.
     if config.filler is None:
         config = replace(config, filler=finetuned.config.filler)
     counts = config.pause_counts(finetuned.config.longest)
@@ -65,9 +66,11 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     folders = {m: folder_of(config, finetuned.path.name, placement, m) for m in counts}
     progress = Progress(finetuned.path.name, 0, config.quiet)
     say_skipped(finetuned.rows, progress)
+    # A list of M can grow: those that were scored before are not scored again.
     todo = [m for m in counts if folders[m].result is None]
     if todo:
         score(config, finetuned, folders, todo, progress)
+    # Nothing runs, so there is nothing to measure.
     elif config.profile:
         progress.nothing_to_profile("another mt=, or another limit= of rows")
     if not config.quiet:
@@ -85,8 +88,10 @@ def open_finetuned(config: EvaluateConfig) -> Finetuned:
     manifest, result = read_json(path / "manifest.json"), read_json(path / "result.json")
     finetuned = load_finetune_config(path)
     rows, tokenizer = open_task(finetuned.task, finetuned.text), open_tokenizer(finetuned.text, finetuned.runs)
+    # Ids of another tokenizer would score without an error, and every score would be wrong.
     if tokenizer.fingerprint != manifest["tokenizer"]:
         raise BadInput(f"{path} was trained with tokenizer {manifest['tokenizer']}; it is now {tokenizer.fingerprint}.")
+    # Changed rows would make scores of one run incomparable with each other.
     fingerprint = rows.fingerprint(finetuned.seed)
     folder = RunFolder(path.parent.parent, "finetune", path.name)
     folder.check_fingerprint(fingerprint, config.allow_changed, "allow_changed=true")
@@ -118,6 +123,7 @@ def score(
             tokenizer,
             batch_size=config.batch_size,
             max_length=length_limit(finetuned.config, finetuned.parent)[0],
+            # Generated tasks fix the length of an answer; text is decoded up to the longest training target.
             max_new_tokens=rows.longest_target(tokenizer) if isinstance(rows, DatasetRows) else None,
             precision=config.precision,
         )
@@ -125,6 +131,7 @@ def score(
         for m in todo:
             held.enter_context(folders[m].locked())
         held.enter_context(Profiler(folders[todo[0]].path, config.profile, progress, evaluator.model).over())
+        # Each M is written as soon as it is known, so that a stop or a kill loses one M at most.
         for m, scores, predictions in evaluator.sweep(layout, todo, lambda: stop.reason() is not None):
             result = recorded(config, finetuned, layout, m, scores)
             write_result(folders[m], replace(config, mt=m), result, predictions, progress)
@@ -149,6 +156,7 @@ def recorded(
         "data": trained.data.source.value,
         "split": task.dataset.test if task.dataset else "test",
         **scores,
+        # Known exactly for generated data and multiple choice; the report draws it as a line.
         "chance": task.chance(trained.world.n_task, trained.world.alphabet) if task.chance else None,
         "variant": manifest["variant"],
         "pretraining": manifest["pretraining"],
@@ -157,6 +165,7 @@ def recorded(
         "filler": spelling(layout.pause_id),
         "precision": config.precision.value,
         **layout.policy.recorded(),
+        # Manifests that say nothing of controls are of runs without them.
         "finetuned_filler": manifest.get("filler", spelling(finetuned.tokenizer.pause_id)),
         "pretraining_visibility": manifest.get("pretraining_visibility", PauseVisibility.all.value),
         "prefix": trained.prefix.value,
@@ -186,6 +195,7 @@ def write_result(
     write_atomically(folder.path / "predictions.jsonl", "".join(json.dumps(row) + "\n" for row in predictions))
     # Last, because a folder with a result counts as done: a kill before this line scores the M again.
     write_json(folder.path / "result.json", result)
+    # W&B shows the paper's number beside ours, where the paper has one.
     published = reference(result)
     with Tracker(config.tracking, folder.path, result["task"], resolved, result, progress, published) as tracker:
         tracker.log({name: result[name] for name in SCORES} | result["metrics"])
@@ -233,6 +243,7 @@ def evaluated_layout(config: EvaluateConfig, finetuned: FinetuneConfig, tokenize
 
 def load_finetune_config(run: Path) -> FinetuneConfig:
     """The resolved config that a finetune run was made with."""
+    # Through the schema: a folder from elsewhere is data, and an unknown or mistyped field is refused.
     config = OmegaConf.to_object(
         OmegaConf.merge(OmegaConf.structured(FinetuneConfig), OmegaConf.load(run / "config.yaml"))
     )

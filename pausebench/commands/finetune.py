@@ -20,69 +20,67 @@ from pausebench.tasks import TASKS
 from pausebench.training import start
 
 if TYPE_CHECKING:
+    import torch
+
     from pausebench.data.batch import Batches, Share
     from pausebench.data.batches import RowLayout
     from pausebench.data.tokenizer import Tokenizer
+    from pausebench.model.base import Model
+    from pausebench.training.parallel import Ranks
 
 
 def run(config: FinetuneConfig) -> dict[str, Any]:
     """Train to the last step, or return the result that is already there."""
     rows, tokenizer = open_task(config.task, config.text), open_tokenizer(config.text, config.runs)
+    # The parent's name is part of this run's, so that it has to be found before anything can be called done.
     parent = lineage.find_parent(config.parent, config.runs, tokenizer.fingerprint)
     folder = folder_of(config, parent)
     progress = start.progress(folder.name, config.train.steps, config.quiet)
-    fingerprint = rows.fingerprint(config.seed)
     if folder.result is not None:
-        folder.check_fingerprint(fingerprint, config.data.allow_changed, "data.allow_changed=true")
+        folder.check_fingerprint(rows.fingerprint(config.seed), config.data.allow_changed, "data.allow_changed=true")
         say_skipped(rows, progress)
         return progress.already_done(folder, config.profile)
+    return _train(config, rows, tokenizer, parent, progress)
 
+
+def _train(
+    config: FinetuneConfig,
+    rows: GeneratedRows | DatasetRows,
+    tokenizer: Tokenizer,
+    parent: lineage.Parent,
+    progress: Progress,
+) -> dict[str, Any]:
+    # torch takes seconds to import, and a run that is done does not need it.
     from pausebench.data.batches import RowLayout
-    from pausebench.training import checkpoint
     from pausebench.training.device import choose_device, cpu_threads
     from pausebench.training.parallel import local_device, started
 
     device = local_device(choose_device(config.device))
     with started(config.parallel, device, config.train.hang_seconds) as ranks:
-        task = TASKS[config.task.name]
+        folder, fingerprint = folder_of(config, parent), rows.fingerprint(config.seed)
+        # Before any weight is made: a row that is too long would otherwise show after minutes of tokenising.
         check_length(config, rows, tokenizer, parent, config.longest, "k")
-        layout = RowLayout.of(config.policy, config.prefix, task, tokenizer)
+        layout = RowLayout.of(config.policy, config.prefix, rows.task, tokenizer)
         folder.check_fingerprint(fingerprint, config.data.allow_changed, "data.allow_changed=true")
         if ranks.is_first:
             say_skipped(rows, progress)
+        # One rank locks for all of them; two processes of two commands must never write into one folder.
         with ranks.on_first(folder.locked()), stop.watched(), cpu_threads(config.threads):
-            model = start.build_model(
-                config.model,
-                tokenizer.vocab_size,
-                config.seed,
-                device,
-                ranks,
-                precision=config.precision,
-                recompute=config.train.activation_checkpointing,
-            )
-            if parent.checkpoint is not None:
-                checkpoint.load_weights(parent.checkpoint, model)
+            model = _model(config, parent, tokenizer, device, ranks)
             batches, lengths = open_batches(config, rows, layout, tokenizer, parent, ranks.share)
-            resolved = plain(config)
+            # Before the first step, so that a run which is killed still says what it was.
             start.write_manifest(
                 folder,
-                resolved,
+                plain(config),
                 model,
                 device,
                 ranks,
-                variant=config.variant(parent.pretraining),
-                pretraining=parent.pretraining,
-                parent=parent.name,
-                pretraining_seed=parent.seed,
-                pretraining_visibility=parent.pause_visibility,
-                shift=config.shift,
+                **_about(config, parent),
                 filler=tokenizer.spelling(layout.pause_id),
-                task=task.name,
-                corpus=config.text.name,
-                pretrained_length=parent.length,
                 tokenizer=tokenizer.fingerprint,
                 data_fingerprint=fingerprint,
                 **rows.about(),
+                # As many as the first batch has; packed rows differ by a few from step to step.
                 tokens_per_step=batches.batch(1).input_ids.numel(),
                 **lengths,
             )
@@ -93,16 +91,51 @@ def run(config: FinetuneConfig) -> dict[str, Any]:
                 model,
                 batches,
                 config.train,
-                resolved=resolved,
+                resolved=plain(config),
                 precision=config.precision,
                 device=device,
                 tracking=config.tracking,
-                group=task.name,
+                group=rows.task.name,
                 progress=progress,
                 ranks=ranks,
                 profile=config.profile,
             )
         return progress.done(folder, result)
+
+
+def _model(
+    config: FinetuneConfig, parent: lineage.Parent, tokenizer: Tokenizer, device: torch.device, ranks: Ranks
+) -> Model:
+    """The parent's model, or one with random weights."""
+    from pausebench.training import checkpoint
+
+    model = start.build_model(
+        config.model,
+        tokenizer.vocab_size,
+        config.seed,
+        device,
+        ranks,
+        precision=config.precision,
+        recompute=config.train.activation_checkpointing,
+    )
+    if parent.checkpoint is not None:
+        checkpoint.load_weights(parent.checkpoint, model)
+    return model
+
+
+def _about(config: FinetuneConfig, parent: lineage.Parent) -> dict[str, Any]:
+    """What the manifest says of the parent and of the config, beside the config itself."""
+    return {
+        "variant": config.variant(parent.pretraining),
+        "pretraining": parent.pretraining,
+        "parent": parent.name,
+        "pretraining_seed": parent.seed,
+        "pretraining_visibility": parent.pause_visibility,
+        "pretrained_length": parent.length,
+        "shift": config.shift,
+        "task": config.task.name,
+        "corpus": config.text.name,
+    }
 
 
 def folder_of(config: FinetuneConfig, parent: lineage.Parent) -> RunFolder:
@@ -128,6 +161,7 @@ def open_batches(
     """The training batches, and how many rows of the training split were cut to fit or left out of them."""
     from pausebench.data.batches import DatasetBatches, generated_batches
 
+    # Generated rows have one length: there is nothing to pack and nothing to cut.
     if isinstance(rows, GeneratedRows):
         return generated_batches(rows, layout, config.seed, config.train.batch_size, share), {}
     limit, _ = length_limit(config, parent)
@@ -141,6 +175,7 @@ def open_batches(
 def length_limit(config: FinetuneConfig, parent: lineage.Parent) -> tuple[int, str]:
     """(The most tokens a row may have, why)."""
     limit = config.model.max_positions
+    # Learned positions past the pretrained length are still random numbers.
     if config.length_limit is LengthLimit.pretrained and parent.length is not None and parent.length < limit:
         return parent.length, f"{parent.name} was pretrained with {parent.length} (length_limit=positions lifts that)"
     return limit, f"model={config.model.name} has {limit} positions"
@@ -164,9 +199,11 @@ def check_length(
     limit, reason = length_limit(config, parent)
     cue = len(tokenizer.encode(rows.task.cue))
     sizes = [
+        # The turns can go, and windows take half of the context at a time; the question has to stay whole.
         (len(example.question) + len(example.context) // 2, cue + len(example.target))
         for example in encode(rows.sample(), rows.task, tokenizer)
     ]
+    # The median: one long row is cut, a long typical row would make a study of cut rows.
     prefix, answer = sorted(sizes, key=sum)[len(sizes) // 2]
     if prefix + pauses + answer > limit:
         raise BadInput(

@@ -34,7 +34,7 @@ def run(config: PlanConfig, cells: Cells) -> dict[str, Any]:
     plan, device = build_plan(config, cells, precision), _device(config)
     planned = planned_cells(plan, config, device)
     console = Console(highlight=False, markup=False)
-    command = plan.as_json("")["command"]
+    command = plan.command()
     console.print(f"{command}\n{_assumptions(config, device)}\n", soft_wrap=True)
     console.print(_stage_table(planned, config))
     for line in ["", *_remarks(plan, planned, config, device)]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pausebench import stop
 from pausebench.config.options import plain
 from pausebench.config.training import PretrainConfig
+from pausebench.console import Progress
 from pausebench.data import corpus, shards
 from pausebench.data.corpus import Corpus
 from pausebench.data.shards import PreparedText
@@ -28,8 +29,13 @@ def run(config: PretrainConfig) -> dict[str, Any]:
     if folder.result is not None:
         fingerprint, _ = open_text(config, open_tokenizer(config.text, config.runs))
         folder.check_fingerprint(fingerprint, config.data.allow_changed, "data.allow_changed=true")
+        # Data may have changed under a finished run, and its name does not show it; hence the check above.
         return progress.already_done(folder, config.profile)
+    return _train(folder, config, progress)
 
+
+def _train(folder: RunFolder, config: PretrainConfig, progress: Progress) -> dict[str, Any]:
+    # torch takes seconds to import, and a run that is done does not need it.
     from pausebench.training.device import choose_device, cpu_threads
     from pausebench.training.parallel import local_device, started
 
@@ -49,22 +55,24 @@ def run(config: PretrainConfig) -> dict[str, Any]:
                 precision=config.precision,
                 recompute=config.train.activation_checkpointing,
             )
-            resolved, corpus_name = plain(config), config.text.name
+            # Before the first step, so that a run which is killed still says what it was.
             start.write_manifest(
                 folder,
-                resolved,
+                plain(config),
                 model,
                 device,
                 ranks,
                 variant=config.variant,
                 pretraining="pause" if config.pause.enabled else "std",
+                # The same keys as of a finetuning: whoever reads manifests need not ask which it is.
                 parent=None,
-                corpus=corpus_name,
+                corpus=config.text.name,
                 sequence_length=config.sequence_length,
                 tokenizer=tokenizer.fingerprint,
                 data_fingerprint=fingerprint,
                 tokens_per_step=config.train.batch_size * (config.sequence_length or 0),
             )
+            # Asked here, where the config is: the same run in the other precision has another name.
             twin = folder_of(replace(config, precision=config.precision.other))
             start.say_precision(progress, config.precision, config.model, config.device, twin)
             result = start.train(
@@ -72,11 +80,11 @@ def run(config: PretrainConfig) -> dict[str, Any]:
                 model,
                 batches,
                 config.train,
-                resolved=resolved,
+                resolved=plain(config),
                 precision=config.precision,
                 device=device,
                 tracking=config.tracking,
-                group=corpus_name,
+                group=config.text.name,
                 progress=progress,
                 ranks=ranks,
                 profile=config.profile,
@@ -91,10 +99,12 @@ def folder_of(config: PretrainConfig) -> RunFolder:
 
 def open_text(config: PretrainConfig, tokenizer: Tokenizer) -> tuple[str, World | PreparedText | Corpus]:
     """The text with its fingerprint: a generated world, prepared shards or a corpus."""
+    # The counting worlds are drawn row by row. The English world is text, and tokenised like any corpus.
     if config.text.embedded and config.world.kind != "english":
         world = build_world(config.world)
         return corpus_fingerprint(world, config.seed), world
     if config.corpus.prepared:
+        # Looked for before the corpus: prepared text needs neither the network nor the original files.
         prepared = shards.find(config.text, config.runs, tokenizer)
         return prepared.fingerprint, prepared
     text = corpus.open_corpus(config.text)

@@ -30,8 +30,8 @@ from pausebench.report.page import read_runs, write_page
 from pausebench.report.terminal import print_studies
 from pausebench.runs import slurm
 from pausebench.runs.folder import RunFolder, read_json, run_name, write_json
-from pausebench.study.arms import typed_lists
-from pausebench.study.plan import Cell, Cells, Plan, as_commands, build_plan, chosen_names, study_precision
+from pausebench.study.plan import Cells, Plan, PlannedCommand, as_commands, build_plan, chosen_names, study_precision
+from pausebench.study.trainings import typed_lists
 from pausebench.study.view import StudyView, watching
 
 console = Console(stderr=True, highlight=False)
@@ -50,7 +50,7 @@ def run(config: ReproduceConfig, cells: Cells) -> dict[str, Any]:
         return {"names": []}
     config = replace(config, tracking=replace(config.tracking, group=config.tracking.group or folder.name))
     folder.create()
-    planned = plan.as_json(folder.name)
+    planned = plan.study(folder.name).to_json()
     write_json(folder.path / "plan.json", planned)
     view = StudyView(config.runs, planned)
     errors: dict[str, Exception] = {}
@@ -64,7 +64,7 @@ def run(config: ReproduceConfig, cells: Cells) -> dict[str, Any]:
         root = Path(config.runs)
         studies, others = read_runs(root, None)
         write_page(root, studies, others)
-        own = [study for study in studies if study.result == folder.name]
+        own = [scored for scored in studies if scored.study.result == folder.name]
         print_studies(root, own, [], Console(highlight=False))
     if errors:
         listed = "\n".join(f"  {name}: {_said(error)}\n    log: {logs[name]}" for name, error in errors.items())
@@ -108,13 +108,13 @@ def dry_run(plan: Plan, config: ReproduceConfig) -> str:
     return "\n".join(lines)
 
 
-def _parents_done(cell: Cell) -> bool:
+def _parents_done(cell: PlannedCommand) -> bool:
     return all(parent.result is not None for parent in cell.parents)
 
 
 def _run_stage(
     label: str,
-    stage: Sequence[Cell],
+    stage: Sequence[PlannedCommand],
     cells: Cells,
     config: ReproduceConfig,
     plan: Plan,
@@ -172,7 +172,7 @@ def _said(error: Exception) -> str:
     return str(error) if isinstance(error, PausebenchError) else repr(error)
 
 
-def _log(cell: Cell, error: Exception | None, study: RunFolder, runs: str) -> Path | None:
+def _log(cell: PlannedCommand, error: Exception | None, study: RunFolder, runs: str) -> Path | None:
     """Where a failed cell's command, error and traceback stand: in its run folder, or where that cannot be written in
     the study's. A cell that is done keeps none."""
     places = [cell.folders[0].path / "error.log", study.path / "errors" / f"{cell.name}.log"]
@@ -193,18 +193,18 @@ def _log(cell: Cell, error: Exception | None, study: RunFolder, runs: str) -> Pa
     return None
 
 
-def _taken(cells: Sequence[Cell], runs: str) -> list[Cell]:
+def _taken(cells: Sequence[PlannedCommand], runs: str) -> list[PlannedCommand]:
     """Those that a live process runs, or that a job in Slurm's queue runs or will run."""
     queued = slurm.queued(runs) if cells else {}
     return [cell for cell in cells if cell.running() or cell.name in queued]
 
 
-def _described(cell: Cell, runs: str) -> str:
+def _described(cell: PlannedCommand, runs: str) -> str:
     job = slurm.queued(runs).get(cell.name)
     return cell.describe_owner() if job is None else f"{cell.name}, job {job.label} of Slurm ({job.state.lower()})"
 
 
-def _wait_while_running(waited_for: Sequence[Cell], runs: str) -> None:
+def _wait_while_running(waited_for: Sequence[PlannedCommand], runs: str) -> None:
     with stop.watched():
         while _taken([cell for cell in waited_for if not cell.done()], runs):
             if stop.reason() is not None:
@@ -212,7 +212,7 @@ def _wait_while_running(waited_for: Sequence[Cell], runs: str) -> None:
             time.sleep(1)
 
 
-def _pass_on(stage: Sequence[Cell], runs: str) -> None:
+def _pass_on(stage: Sequence[PlannedCommand], runs: str) -> None:
     """Ask this process's own workers, known by the locks they hold, to save and stop. Slurm's jobs go on without it.
 
     Raises ``KeyboardInterrupt`` where there are such jobs: the launcher would wait for their end.

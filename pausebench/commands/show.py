@@ -1,4 +1,7 @@
-"""``pausebench show``: examples of a task exactly as a finetuning trains on them, for a person's eye."""
+"""``pausebench show``: print examples of a task exactly as a finetuning trains on them.
+
+Invariant: rows, cuts, pauses, labels and mask come from the code that finetuning calls; only the printing is here.
+"""
 
 from __future__ import annotations
 
@@ -21,14 +24,15 @@ from pausebench.pauses import IGNORE_INDEX, Role, Rows
 from pausebench.runs.lineage import RANDOM
 from pausebench.tasks import TASKS, Example
 
-# Tokens shown of a long part, its first and its last: in the list of tokens, and in the picture of the mask.
+# How many tokens of a long part are shown, at its start and at its end: in the list, and in the picture of the mask.
+# The end of a prefix is the question, and the list should show it.
 LISTED = {"prefix": (6, 10), "pause": (2, 2), "target": (10, 4)}
 PICTURED = {"prefix": (3, 3), "pause": (2, 2), "target": (4, 2)}
 PARTS = {Role.PREFIX.value: "prefix", Role.PAUSE.value: "pause", Role.TARGET.value: "target"}
 
 
 def run(config: ShowConfig) -> dict[str, Any]:
-    """Print the examples. Raises ``BadInput`` where there are not so many."""
+    """Print the examples. Raises ``BadInput`` if there is no row ``start``."""
     task, rows = TASKS[config.task.name], open_task(config.task, config.text)
     tokenizer = open_tokenizer(config.text, config.runs)
     if isinstance(rows, GeneratedRows):
@@ -39,6 +43,7 @@ def run(config: ShowConfig) -> dict[str, Any]:
         if not examples:
             raise BadInput(f"start={config.start}: task={task.name} has {total} here, numbered from 0.")
     layout = RowLayout.of(config.policy, config.prefix, task, tokenizer)
+    # show looks for no parent, which need not exist yet, and takes the length that its pretraining has by default.
     pretrained = config.world.sequence_length if config.text.embedded else min(2048, config.model.max_positions)
     longest, _ = length_limit(config, replace(RANDOM, length=None if config.init == "random" else pretrained))
     room = longest - layout.given
@@ -54,11 +59,13 @@ def run(config: ShowConfig) -> dict[str, Any]:
         + (f", shift={config.shift}" if config.shift else "")
     )
     for number, encoded in enumerate(encode(examples, task, tokenizer)):
+        # A long context has several windows. Training reads one a row, and the row's number says which.
         prefixes, cut = fit(encoded, room - len(encoded.target))
         row = config.start + number
         print(f"\nrow {row}" + (f"  (longer than {longest} tokens: {', '.join(cut)} cut)" if cut else ""))
         print(_text(examples[number]))
         read = EncodedExamples.of([prefixes[row % len(prefixes)]], [encoded.target], tokenizer.end_id)
+        # The row's number matters: a random K is drawn from it and the seed.
         laid_out = layout.finetuning_rows(read, config.seed, torch.tensor([row]))
         print(_tokens(laid_out, tokenizer))
         print(_mask(laid_out, layout.mask(laid_out), tokenizer))
@@ -75,23 +82,24 @@ def _text(example: Example) -> str:
 
 
 def _printable(text: str) -> str:
-    """Text of a dataset for a terminal: control characters but for line breaks and tabs are shown, not sent."""
+    """Text that a terminal can print safely: control characters are escaped, except line breaks and tabs."""
     return "".join(char if char in "\n\t" or char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 def _chosen(rows: Rows, shown: dict[str, tuple[int, int]]) -> list[int | None]:
-    """Positions to show; None stands for those left out."""
+    """Positions to show; None marks positions left out."""
     parts = [PARTS[role] for role in rows.roles[0].tolist()]
     chosen: list[int | None] = []
     for name in dict.fromkeys(parts):
         places = [place for place, part in enumerate(parts) if part == name]
         first, last = shown[name]
+        # Leaving out one position would not save a line.
         chosen += places if len(places) <= first + last + 1 else [*places[:first], None, *places[-last:]]
     return chosen
 
 
 def _tokens(rows: Rows, tokenizer: Tokenizer) -> str:
-    """One line a position: token, part, and the token that it is trained to say next."""
+    """One line per position: the token, its part, and the token that it is trained to predict."""
     ids, labels, roles = (part[0].tolist() for part in (rows.input_ids, rows.labels, rows.roles))
     positions = range(len(ids)) if rows.positions is None else rows.positions[0].tolist()
     lines = [f"{'at':>6}  {'token':<18}{'part':<8}trained to say"]
@@ -107,8 +115,9 @@ def _tokens(rows: Rows, tokenizer: Tokenizer) -> str:
 
 
 def _mask(rows: Rows, mask: AttentionMask, tokenizer: Tokenizer) -> str:
-    """Who attends to whom among some of the positions; a gap parts prefix, pauses and target."""
+    """Who attends to whom, for some of the positions; a gap separates prefix, pauses and target."""
     ids, roles = rows.input_ids[0].tolist(), rows.roles[0].tolist()
+    # None means plain causal attention, which needs no tensor.
     dense = mask.dense()
     allowed = torch.ones(len(ids), len(ids), dtype=torch.bool).tril() if dense is None else dense[0, 0]
     places = _chosen(rows, PICTURED)
@@ -122,6 +131,7 @@ def _mask(rows: Rows, mask: AttentionMask, tokenizer: Tokenizer) -> str:
             if column is None:
                 cells += ":"
                 continue
+            # The gap comes before the first column of a new part.
             cells += (" " if roles[column] != before else "") + ("#" if allowed[row, column] else ".")
             before = roles[column]
         lines.append(f"{_spelled(ids[row], tokenizer):>24}  {cells}")
@@ -130,4 +140,5 @@ def _mask(rows: Rows, mask: AttentionMask, tokenizer: Tokenizer) -> str:
 
 def _spelled(index: int, tokenizer: Tokenizer) -> str:
     text = tokenizer.spelling(index)
+    # Special tokens have a name; others are quoted, to show their spaces.
     return text if index >= tokenizer.end_id else repr(text)

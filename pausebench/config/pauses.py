@@ -27,6 +27,15 @@ class PauseInjection:
     visibility: PauseVisibility
 
 
+PRETRAINING_NAMES = {"std": "StdPT", "pause": "PausePT", "none": "NoPT"}
+
+
+def variant(pretraining: str, k: int) -> str:
+    """The paper's name of a combination (section 3.2); NoPT where finetuning starts from random weights."""
+    # A result from elsewhere may name a pretraining that we do not have; it is shown as it is.
+    return f"{PRETRAINING_NAMES.get(pretraining, pretraining)}_{'PauseFT' if k > 0 else 'StdFT'}"
+
+
 @dataclass(frozen=True)
 class PausePolicy:
     """How many pauses a row has, where, which token stands for them and who sees them (sections 3.1, 5.2, 5.3)."""

@@ -33,7 +33,7 @@ from pausebench.config.groups import (
     WorldConfig,
 )
 from pausebench.config.options import MISSING, Identity, identity_fields, option, require
-from pausebench.config.pauses import PauseInjection, PausePolicy
+from pausebench.config.pauses import PauseInjection, PausePolicy, variant
 from pausebench.config.source import ParentChoice, TextSource
 
 
@@ -276,9 +276,8 @@ class FinetuneConfig(TrainingConfig, PausePolicy):
         return ParentChoice(self.init, self.pretraining, self.pretraining_seed, self.model, self.text, self.precision)
 
     def variant(self, pretraining: str) -> str:
-        """The paper's name of a combination (section 3.2); NoPT where finetuning starts from random weights."""
-        stage = {"std": "StdPT", "pause": "PausePT", "none": "NoPT"}[pretraining]
-        return f"{stage}_{'PauseFT' if self.longest > 0 else 'StdFT'}"
+        """The paper's name of this finetuning behind a kind of pretraining."""
+        return variant(pretraining, self.longest)
 
     def slug(self, pretraining: str) -> str:
         """The readable part of the run's name."""

@@ -37,10 +37,10 @@ ALL = Share()
 class Batch(NamedTuple):
     """One batch of rows on the CPU: the global batch, or one rank's share of it.
 
-    input_ids, labels: int64 [B, T]. mask: who attends to whom. last: labels lie in the last so many positions.
-    positions: int64 [B, T] for packed and for shifted rows; None counts from 0. fillers: so many rows at the end have
-    no labels and count for nothing; they give every rank equally many rows. text: bool [B, T], False at pauses and
-    padding; None where there are neither.
+    input_ids, labels: int64 [B, T]. mask: who attends to whom. last: all labels lie in the last ``last`` positions.
+    positions: int64 [B, T] for packed and for shifted rows; None counts from 0. fillers: the number of rows at the end
+    that have no labels and do not count; they give every rank equally many rows. text: bool [B, T], False at pauses
+    and padding; None where there are neither.
     """
 
     input_ids: Tensor
@@ -73,6 +73,7 @@ class Batch(NamedTuple):
         first, count, fillers = share.of(len(self.input_ids))
         if not fillers:
             return self.rows(first, count)
+        # Row 0 fills up: any row would do, its labels are taken away, and it is as long as the others.
         index = torch.tensor([*range(first, first + count), *[0] * fillers])
         labels = self.labels[index]
         labels[count:] = IGNORE_INDEX
@@ -86,6 +87,7 @@ class Batch(NamedTuple):
         documents = self.mask.documents
         if documents is None:
             return self.input_ids.shape[1]
+        # A token of a document of length n spans n positions, and a document has n such tokens: a mean of squares.
         lengths = documents[documents >= 0].bincount().double()
         return float(lengths.square().sum() / lengths.sum())
 
@@ -108,7 +110,7 @@ class Batches:
     def __init__(
         self, make: Callable[[int, int], Sequence[Batch]], together: int, validation: Callable[[int], Batch]
     ) -> None:
-        self.validation = validation  # training-side rows that no training step reads, at most so many
+        self.validation = validation  # training-side rows that no step reads, at most as many as asked for
         self._make = make
         self._together = max(1, together)
         self._cached: tuple[int, Sequence[Batch]] | None = None
@@ -116,6 +118,7 @@ class Batches:
     def batch(self, step: int) -> Batch:
         """The rows of optimizer step ``step`` (1, 2, ...)."""
         block, offset = divmod(step - 1, self._together)
+        # The block of a resumed run is made anew from its first step: nothing is stored but the step.
         if self._cached is None or self._cached[0] != block:
             self._cached = (block, self._make(block * self._together, self._together))
         return self._cached[1][offset]
@@ -136,11 +139,12 @@ class Prefetched:
     def batch(self, step: int) -> Batch:
         """The rows of optimizer step ``step``; those of the next step are begun."""
         ahead, self._ahead = self._ahead, None
+        # After a resume the step asked for is not the one that was made ahead; it is then made now.
         future = ahead[1] if ahead is not None and ahead[0] == step else self._thread.submit(self._batches.batch, step)
         made = future.result()
         self._ahead = (step + 1, self._thread.submit(self._batches.batch, step + 1))
         return made
 
     def validation(self, count: int) -> Batch:
-        """Training-side rows that no training step reads, at most so many."""
+        """At most ``count`` training-side rows, none of which a training step reads."""
         return self._thread.submit(self._batches.validation, count).result()

@@ -30,6 +30,7 @@ from pausebench.pauses import Role
 from pausebench.tasks import TASKS, Task
 from pausebench.worlds.counting import VALIDATION_SEED, World
 
+# Made one by one, the batches of the smallest model would cost a good part of its step.
 BLOCK_ROWS = 2048  # rows of a generated world made together
 BLOCK_TOKENS = 65536  # the same for packed text
 BLOCK_EXAMPLES = 256  # the same for packed examples
@@ -45,6 +46,7 @@ def _fixed_batches(
         return block(seed, start, rows).share(share) if fillers else block(seed, start + first, count)
 
     def make(first: int, count: int) -> list[Batch]:
+        # One rank of several makes its own rows and no others, so that making a batch gets faster with the ranks.
         if share.ranks > 1:
             return [own(seed, step * batch_size, batch_size) for step in range(first, first + count)]
         made = block(seed, first * batch_size, count * batch_size)
@@ -68,6 +70,7 @@ def document_batches(
         documents, lengths = tokenizer.encode_batch(world.documents(seed, start, rows))
         input_ids = torch.full((rows, length), tokenizer.end_id)
         input_ids[:, : documents.shape[1]] = documents[:, :length]
+        # `<=`: the first end token behind a document is predicted, the ones behind it are padding.
         supervised = torch.arange(length) <= lengths[:, None]
         batch = _paused(input_ids, supervised, injection, count, length, (seed, start), tokenizer.pause_id)
         text = (batch.input_ids != tokenizer.pause_id) & (ends_before(batch.input_ids, tokenizer.end_id) == 0)
@@ -93,6 +96,7 @@ def text_batches(
     anything about it. Positions count through the row.
     """
     count = _pauses_in_a_row(injection, length)
+    # carry: the row is cut that much shorter before its pauses come in, so it is full afterwards and loses nothing.
     tokens = length - count if injection.trim is Trim.carry else length
     if tokens < 1:
         raise BadInput(f"pause.trim=carry with pause_fraction={injection.fraction}: a row has no place for text.")
@@ -113,8 +117,10 @@ def text_batches(
         supervised = torch.ones_like(input_ids, dtype=torch.bool)
         if not document_mask:
             return paused(input_ids, supervised, (seed, start))
+        # The token behind an end token begins a document.
         supervised[:, 1:] = input_ids[:, :-1] != tokenizer.end_id
         batch = paused(input_ids, supervised, (seed, start))
+        # Numbers that no other row of the batch has: masks of several rows are made from them together.
         documents = ends_before(batch.input_ids, tokenizer.end_id) + torch.arange(rows)[:, None] * length
         return batch._replace(mask=replace(batch.mask, documents=documents))
 
@@ -122,7 +128,7 @@ def text_batches(
 
 
 def ends_before(input_ids: Tensor, end_id: int) -> Tensor:
-    """int64 [B, T]: end tokens that stand before each position. An end token belongs to what it ends."""
+    """int64 [B, T]: end tokens before each position. An end token belongs to what it ends."""
     is_end = input_ids == end_id
     return is_end.cumsum(1) - is_end.to(torch.int64)
 
@@ -141,6 +147,7 @@ def _paused(
     seed, start = first
     visibility = injection.visibility
     mask = AttentionMask(AttentionKind.causal)
+    # By (seed, number of the row): the same places for any batch size, any rank and after any resume.
     places = pauses.draw_places(seed, torch.arange(start, start + rows), tokens, count)
     input_ids, labels = pauses.inject(input_ids, supervised, places, pause_id, length)
     if not count:
@@ -218,6 +225,7 @@ class RowLayout:
     def finetuning_rows(self, examples: EncodedExamples, seed: int = 0, numbers: Tensor | None = None) -> pauses.Rows:
         """Rows of these examples, whose numbers in the data (None: 0, 1, ...) decide about their pauses."""
         numbers = torch.arange(len(examples.prefix_lengths)) if numbers is None else numbers
+        # With k_range every row draws its own number of pauses by (seed, number), too.
         counts = pauses.draw_counts(self.policy, seed, numbers)
         return pauses.finetuning_rows(
             *examples, self.cue, self.policy, counts, pause_id=self.pause_id, pad_id=self.pad_id
@@ -230,6 +238,7 @@ class RowLayout:
     def training_batch(self, examples: EncodedExamples, seed: int = 0, numbers: Tensor | None = None) -> Batch:
         """One example a row, padded to the longest."""
         rows = self.finetuning_rows(examples, seed, numbers)
+        # Logits are computed from the earliest read-out on alone: the head is most of the work of a small model.
         last = rows.input_ids.shape[1] - int(rows.readout.min())
         return Batch(rows.input_ids, rows.labels, self.mask(rows), last, rows.positions, text=_is_text(rows.roles))
 
@@ -302,7 +311,9 @@ class DatasetBatches:
         self.truncated = 0
         for number, example in enumerate(rows.encoded(tokenizer)):
             fitted = fit(example, room - len(example.target))
+            # Answers are never cut: a row whose question and answer do not fit trains nothing.
             whole = len(example.question) + len(example.target) <= room
+            # By the row's number, not at random: every seed reads the same window of a row.
             prefix = fitted.prefixes[number % len(fitted.prefixes)]
             self.fitting.append((prefix, example.target) if whole else None)
             self.truncated += whole and bool(fitted.cut)
@@ -312,6 +323,7 @@ class DatasetBatches:
         """Batches of ``batch_size`` examples; every rank packs the whole batch and takes its rows of it."""
 
         def make(first: int, count: int) -> list[Batch]:
+            # Rows are counted through the epochs, so step s has the rows from s * batch_size on, whatever ran before.
             numbers = self._rows.training(seed, first * batch_size, count * batch_size)
             starts = range(0, len(numbers), batch_size)
             return [self._batch(seed, numbers[start : start + batch_size]).share(share) for start in starts]

@@ -140,6 +140,7 @@ class ByteCorpus:
         self.path = found[0]
 
     def documents(self, split: str, epoch: int) -> Iterator[str]:
+        # In integers: the same borders on every machine.
         first, last = (self._size * share // 100 for share in self.SHARES[split])
         with self._opened() as file:
             file.seek(first)
@@ -186,6 +187,7 @@ class WorldCorpus:
 
     def documents(self, split: str, epoch: int) -> Iterator[str]:
         seed = 0 if split == TRAIN else 1
+        # Every pass has other documents: the world has no end.
         first = epoch * self.PASS_DOCUMENTS
         for start in range(first, first + self.PASS_DOCUMENTS, SAMPLE_DOCUMENTS):
             yield from self.world.documents(seed, start, SAMPLE_DOCUMENTS)
@@ -223,6 +225,7 @@ def open_corpus(source: TextSource) -> Corpus:
 
 def fingerprint(corpus: Corpus, tokenizer: str) -> str:
     """Hex digest of the first documents, the tokenizer and what the source itself says (sizes, revision)."""
+    # The first documents stand for all: reading C4 (305 GB) for its digest would take hours.
     sample = islice(corpus.documents(TRAIN, 0), SAMPLE_DOCUMENTS)
     said = "\n".join([tokenizer, *corpus.identity(), *sample])
     return hashlib.sha256(said.encode(errors="surrogateescape")).hexdigest()[:16]
@@ -232,6 +235,7 @@ def shuffled(corpus: Corpus, split: str, seed: int) -> Iterator[str]:
     """Documents without end: pass after pass, each in an order drawn from (seed, pass) by a buffer of documents."""
     for epoch in itertools.count():
         held: list[str] = []
+        # A buffer shuffles locally: a document comes at most its size too early. The whole corpus need not be held.
         draws = _draws(seed, f"document order {split} {epoch}")
         for document in corpus.documents(split, epoch):
             if len(held) < SHUFFLE_DOCUMENTS:
@@ -242,6 +246,7 @@ def shuffled(corpus: Corpus, split: str, seed: int) -> Iterator[str]:
             yield document
         if not held:
             raise BadInput(f"the split {split} of the corpus has no documents; it needs at least one.")
+        # The pass is over: what is left in the buffer comes out in random order, so no document is lost.
         while held:
             place = int(next(draws) * len(held))
             held[place], held[-1] = held[-1], held[place]
@@ -249,6 +254,7 @@ def shuffled(corpus: Corpus, split: str, seed: int) -> Iterator[str]:
 
 
 def _draws(seed: int, stream: str) -> Iterator[float]:
+    # 4,096 draws at a time: a call of numpy for every document would be slow.
     for block in itertools.count():
         yield from uniform_array(seed, stream, np.array([block]), 4096)[0].tolist()
 
@@ -278,9 +284,11 @@ class PackedRows:
         """int64 [count, length]: rows ``start`` onwards. Going back starts the stream again."""
         import torch
 
+        # The validation rows are read again and again, and a resumed run starts in the middle: only forwards is cheap.
         if start < self._next_row:
             self._next_row, self._stream, self._held = 0, self._documents(), []
         while self._next_row < start:
+            # Rows that were trained on before a resume are tokenised and dropped, some at a time to bound the memory.
             self._take(min(start - self._next_row, 256))
         return torch.tensor(self._take(count), dtype=torch.int64).view(count, self._length)
 

@@ -42,9 +42,11 @@ class Windows(Sequence[Tokens]):
 
     def __init__(self, context: Tokens, rest: array[int], size: int) -> None:
         self._context, self._rest, self._size = context, rest, size
+        # Half a window of overlap: an answer shorter than that is whole in at least one window.
         self._last, self._step = len(context) - size, max(1, size // 2)
 
     def __len__(self) -> int:
+        # The last window ends with the context, so it may overlap more than half with the one before.
         return -(-self._last // self._step) + 1
 
     @overload
@@ -76,8 +78,10 @@ def encode(examples: Sequence[Example], task: Task, tokenizer: Tokenizer) -> lis
     texts = [(e.context, *e.history, e.question, e.target, *e.candidates) for e in examples]
     # Many questions are asked about one text, and each turn of a conversation repeats those before it.
     distinct = list(dict.fromkeys(text for parts in texts for text in parts if text))
+    # array("i") takes 4 bytes an id, a list of Python numbers about 36.
     ids = {text: array("i", found) for text, found in zip(distinct, tokenizer.encode_lists(distinct), strict=True)}
     ids[""] = array("i")
+    # A candidate gets no end token, or its likelihood would be that of stopping there as well.
     end = array("i", [] if task.scored or task.answer_tokens is not None else [tokenizer.end_id])
     encoded = []
     for number, parts in enumerate(texts):
@@ -101,6 +105,7 @@ def fit(example: EncodedExample, room: int) -> Fitted:
     if len(question) > room:
         cut.append("question")
         question = question[-max(1, room) :]
+    # Oldest turn first: a question is mostly about the turns just before it.
     size = len(question) + sum(map(len, history))
     while history and (size > room or size + len(context) > room):
         size -= len(history.pop(0))
@@ -110,6 +115,7 @@ def fit(example: EncodedExample, room: int) -> Fitted:
     left = room - len(rest)
     if len(context) <= left:
         return Fitted([array("i", context) + rest], tuple(cut))
+    # Question and history alone fill the room: nothing of the context can be read.
     if left <= 0:
         return Fitted([rest], ("context", *cut))
     return Fitted(Windows(context, rest, left), ("context", *cut))

@@ -25,7 +25,7 @@ _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # half a character, escaped: fine
 
 
 class Located(NamedTuple):
-    """A row and where it stands, for messages."""
+    """A row and its place (file and line), for messages."""
 
     row: Mapping[str, Any]
     where: str
@@ -72,6 +72,7 @@ def split_files(root: Path, dataset: str, split: str) -> list[Path]:
             f"{folder} has no split {split}: looked for {split}.EXT and {split}-*.EXT with EXT one of "
             f"{', '.join(EXTENSIONS)}; the folder holds {', '.join(names[:8]) or 'nothing'}."
         )
+    # A download beside its unpacked copy would be read twice, and no score would say so.
     if len({_extension(path) for path in found}) > 1:
         raise BadInput(
             f"{folder} has the split {split} in several formats: {', '.join(path.name for path in found)}. Keep one."
@@ -80,6 +81,7 @@ def split_files(root: Path, dataset: str, split: str) -> list[Path]:
         raise BadInput(
             f"{folder} has the split {split} whole and in parts: {', '.join(path.name for path in found)}. Keep either."
         )
+    # Checked before the first row is read: a dangling link should not end a run in its third hour.
     for path in found:
         if not path.is_file():
             raise BadInput(f"{path} cannot be read (a folder, or a link to nothing); it has to be a file.")
@@ -142,6 +144,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
             f"Convert the file, for example: iconv -f LATIN1 -t UTF-8."
         ) from None
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        # Broken in its first bytes, it never was gzip; broken later, it was cut off on the way.
         if number == 0 and isinstance(error, gzip.BadGzipFile):
             raise BadInput(f"{path} is no gzip file ({error}). If it is plain text, name it without .gz.") from None
         raise BadInput(
@@ -178,6 +181,7 @@ def _parsed(text: str, path: Path, line: int, advice: str = "") -> Any:
     """The JSON value that starts in a line of a file."""
     try:
         value = json.loads(text)
+        # json.loads takes half a character without complaint; the tokenizer would fail on it hours later.
         if _SURROGATE.search(text):
             json.dumps(value, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
@@ -195,6 +199,7 @@ def _parquet(path: Path) -> Iterator[Located]:
     number = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
+            # 1,024 rows at a time: a file of passages would not fit in memory as Python objects.
             for batch in file.iter_batches(batch_size=1024):
                 for row in batch.to_pylist():
                     number += 1

@@ -23,8 +23,11 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+# Seven seconds in all: a restart of a proxy passes in that time, and a user without a network waits no longer.
 RETRY_SECONDS: tuple[float, ...] = (1.0, 2.0, 4.0)
+# For one request; a stalled connection otherwise hangs for the system's minutes.
 _TIMEOUT_SECONDS = 10.0
+# Asked again: timeouts, too many requests, and the failures of a server or of a proxy before it.
 _PASSING_STATUSES = (408, 429, 500, 502, 503, 504)
 # By name: the http library beneath changed twice (requests, httpx, httpx2), the names of its errors hardly did.
 _PASSING_ERRORS = {"TransportError", "ConnectionError", "TimeoutError", "LocalEntryNotFoundError"}
@@ -43,6 +46,7 @@ def load_split(hub_id: str, subset: str | None, revision: str, split: str) -> It
         builder.download_and_prepare()
         return builder
 
+    # What was prepared before is opened without asking the hub: a sweep of hundreds of cells must not depend on it.
     builder = _cached(repo, subset) or repo.fetch(["README.md"], prepared)
     repo.require_split(split, builder.info.splits or {})
     try:
@@ -81,6 +85,7 @@ class _Stream(NamedTuple):
     def rows(self, file: int | None = None) -> Iterator[dict[str, Any]]:
         """Its rows, or those of one of its files."""
         taken = 0
+        # A file of a split is a shard of the library, in the same order (checked against the number of names below).
         reader = iter(self.dataset if file is None else self.dataset.shard(len(self.names), file))
         while True:
             try:
@@ -104,6 +109,7 @@ def _stream(hub_id: str, subset: str | None, revision: str, split: str) -> _Stre
 
     builder, splits = repo.fetch(["README.md"], opened)
     repo.require_split(split, splits)
+    # The library does not promise one shard a file; where the numbers differ the names mean nothing.
     files = [str(url).rpartition("/")[2] for url in (builder.config.data_files or {}).get(split, [])]
     parts = splits[split].num_shards
     return _Stream(repo, splits[split], files if len(files) == parts else [f"part {number}" for number in range(parts)])
@@ -122,6 +128,7 @@ def download(hub_id: str, revision: str, *names: str) -> list[Path]:
     _quiet()
     instead = f"tokenizer.path=DIR for a local folder with {', '.join(names)}, or tokenizer=bpe"
     repo = _Repo("model", hub_id, revision, instead)
+    # A look at the disk, no request: nodes of a cluster often have no network.
     cached = [try_to_load_from_cache(hub_id, name, revision=revision) for name in names]
     paths = [path for path in cached if isinstance(path, str)]
     if len(paths) < len(names):
@@ -179,6 +186,7 @@ class _Repo(NamedTuple):
             if self.kind == "model":  # a dataset need not have a README
                 raise
         else:
+            # Every answer of the hub names its commit: a login page of a hotel or a proxy answers 200 without one.
             if commit is None:
                 raise ConnectionError("what answers there is not the hub: a proxy, or a login page")
 
@@ -188,6 +196,7 @@ class _Repo(NamedTuple):
 
         failure = _Failure(error)
         page = f"{ENDPOINT}/{'datasets/' if self.kind == 'dataset' else ''}{self.id}"
+        # The most common case first: no network, or the hub is down.
         if failure.may_pass:
             return (
                 f"data=hub: cannot reach {ENDPOINT} for {self.id} ({failure.reason}). Type {self.instead}; "
@@ -212,6 +221,7 @@ class _Repo(NamedTuple):
 
 
 def _dataset(hub_id: str, revision: str) -> _Repo:
+    # Private, but the one rule for ids that the hub itself enforces.
     from huggingface_hub.utils._validators import validate_repo_id
 
     layout = f"{hub_id.rpartition('/')[2]}/train.jsonl.gz"
@@ -241,6 +251,7 @@ def _builder(repo: _Repo, subset: str | None) -> DatasetBuilder:
             f"data=hub: {repo.id} at revision {repo.revision} {lacks}; its subsets: {allowed}. "
             f"Type corpus.subset={allowed.split(', ')[0]}, or {repo.instead}."
         ) from error
+    # The check behind the invariant: the library may have fallen back on another revision in its cache.
     if re.fullmatch("[0-9a-f]{40}", repo.revision) and builder.hash != repo.revision:
         raise ConnectionError(f"interrupted, and the cache holds another revision, {builder.hash}")
     return builder
@@ -252,6 +263,7 @@ def _cached(repo: _Repo, subset: str | None) -> DatasetBuilder | None:
     from datasets.naming import camelcase_to_snakecase
     from datasets.packaged_modules.cache.cache import Cache
 
+    # The layout of the cache of datasets; a change of theirs only means that rows are downloaded again.
     *owner, name = repo.id.split("/")
     folder = Path(config.HF_DATASETS_CACHE, "___".join([*owner, camelcase_to_snakecase(name)]))
     subset = subset or _default_subset(repo)
@@ -301,6 +313,7 @@ class _Failure:
     """
 
     def __init__(self, error: BaseException) -> None:
+        # The libraries wrap errors several times over, and what a user can act on is mostly the innermost.
         links = [error]
         while cause := links[-1].__cause__ or (None if links[-1].__suppress_context__ else links[-1].__context__):
             links.append(cause)

@@ -1,19 +1,17 @@
 """Prepared text: a corpus as token ids on disk, read at any place at once.
 
     SPLIT/00000-00000.bin   ids of whole documents, little-endian uint16 or uint32, an end token behind each document
-    SPLIT/00000-00000.sums  xxh3 (64 bits, little-endian) of every ``BLOCK`` bytes of it
-    SPLIT/00000.json        a record for every shard that one part of the source has given
+    SPLIT/00000.json        a record for every shard that one part (file) of the source has given
     index.json              all records in the order of the source; written last
 
-Invariant: no token is handed out that was not checked. The fingerprint is that of the index, a record has the checksum
-of the sums, the sums are those of the blocks, and the blocks of a row are checked each time it is read.
+Invariant: no token is handed out of a shard that was not checked. The fingerprint is that of the index, and a record
+has the size and the checksum of its shard.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import mmap
 import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -36,15 +34,14 @@ from pausebench.runs.folder import RunFolder, temporary_path, write_whole
 if TYPE_CHECKING:
     from torch import Tensor
 
-
-# A row of 2048 uint16 tokens lies in one or two blocks: checking it reads 5 times as much as the row on average,
-# and the sums of 200 billion tokens take 200 MB. With blocks of 64 KiB it were 17 times and 50 MB.
-BLOCK = 16384
 INDEX = "index.json"
+LAYOUT = 2  # of the files above; part of the folder's name, so that files of another layout are never read
+READ_BYTES = 2**24
+ENCODED_TOGETHER = 128  # documents: enough to keep the tokenizer's threads busy
 
 
 class Shard(NamedTuple):
-    """A record of the index. file: relative to the prepared folder. checksum: xxh3 (128 bits) of the sums, in hex."""
+    """A record of the index. file: relative to the prepared folder. checksum: xxh3 (128 bits) of the file, in hex."""
 
     file: str
     first_document: int
@@ -58,15 +55,10 @@ def token_type(vocab_size: int) -> str:
     return "<u2" if vocab_size <= 2**16 else "<u4"
 
 
-def sums_path(shard: Path) -> Path:
-    return shard.with_suffix(".sums")
-
-
 def index_content(tokenizer: str, dtype: str, splits: dict[str, list[Shard]]) -> bytes:
-    """The content of an index: nothing of it depends on the machine, the workers or the day."""
+    """The content of an index: it does not depend on the machine, the workers or the day."""
     records = {split: [shard._asdict() for shard in shards] for split, shards in splits.items()}
-    about = {"tokenizer": tokenizer, "dtype": dtype, "block_bytes": BLOCK, "splits": records}
-    return (json.dumps(about, indent=1) + "\n").encode()
+    return (json.dumps({"tokenizer": tokenizer, "dtype": dtype, "splits": records}, indent=1) + "\n").encode()
 
 
 def index_fingerprint(index: bytes) -> str:
@@ -75,14 +67,12 @@ def index_fingerprint(index: bytes) -> str:
 
 
 def damaged(folder: Path, shard: Shard, dtype: str) -> str | None:
-    """What is wrong with a shard as far as sizes tell; None where nothing is."""
-    path = folder / shard.file
-    wanted = shard.tokens * np.dtype(dtype).itemsize
-    for file, size in ((path, wanted), (sums_path(path), 8 * -(-wanted // BLOCK))):
-        if not file.is_file():
-            return f"{file} is missing"
-        if file.stat().st_size != size:
-            return f"{file} has {file.stat().st_size:,} bytes; {size:,} were written"
+    """What is wrong with a shard as far as its size tells; None where nothing is."""
+    path, size = folder / shard.file, shard.tokens * np.dtype(dtype).itemsize
+    if not path.is_file():
+        return f"{path} is missing"
+    if path.stat().st_size != size:
+        return f"{path} has {path.stat().st_size:,} bytes; {size:,} were written"
     return None
 
 
@@ -126,54 +116,49 @@ class TokenStream:
     """All tokens of a split, shard after shard."""
 
     def __init__(self, folder: Path, shards: list[Shard], dtype: str, remedy: str) -> None:
-        self._folder, self._shards, self._dtype, self._remedy = folder, shards, np.dtype(dtype), remedy
+        self._folder, self._shards, self._dtype, self._remedy = folder, shards, dtype, remedy
         self._ends = np.cumsum([shard.tokens for shard in shards], dtype=np.int64)
-        self._opened: dict[int, tuple[NDArray[Any], memoryview, NDArray[np.uint64]]] = {}
+        self._opened: dict[int, NDArray[Any]] = {}
         self.tokens = int(self._ends[-1]) if shards else 0
 
     def read(self, starts: NDArray[np.int64], length: int) -> NDArray[np.int64]:
-        """int64 [R, length]: so many tokens from each of R places on. Raises ``RunFailed`` for an altered shard."""
+        """int64 [R, length]: ``length`` tokens from each of R places on. Raises ``RunFailed`` for an altered shard."""
         rows = np.empty((len(starts), length), dtype=np.int64)
+        # The shard of each first token, by bisection: 3,000 shards cost 12 comparisons.
         holding = np.searchsorted(self._ends, starts, side="right")
         for row, start, number in zip(rows, starts.tolist(), holding.tolist(), strict=True):
             filled = 0
-            while filled < length:
+            while filled < length:  # a row may cross from one shard into the next
+                if number not in self._opened:
+                    self._opened[number] = self._open(self._shards[number])
                 offset = start + filled - (int(self._ends[number]) - self._shards[number].tokens)
-                count = min(length - filled, self._shards[number].tokens - offset)
-                row[filled : filled + count] = self._checked(number, offset, count)
-                filled += count
+                found = self._opened[number][offset : offset + length - filled]
+                row[filled : filled + len(found)] = found
+                filled += len(found)
                 number += 1
         return rows
 
-    def _checked(self, number: int, offset: int, count: int) -> NDArray[Any]:
-        """Tokens of one shard, after their blocks were compared with the sums."""
-        if number not in self._opened:
-            self._opened[number] = self._open(number)
-        tokens, raw, sums = self._opened[number]
-        size = self._dtype.itemsize
-        for block in range(offset * size // BLOCK, ((offset + count) * size - 1) // BLOCK + 1):
-            if xxhash.xxh3_64_intdigest(raw[block * BLOCK : (block + 1) * BLOCK]) != sums[block]:
-                raise self._altered(number, f"bytes {block * BLOCK:,} to {(block + 1) * BLOCK:,} were altered")
-        return tokens[offset : offset + count]
+    def _open(self, shard: Shard) -> NDArray[Any]:
+        """A shard's tokens, after the whole file was compared with its checksum.
 
-    def _open(self, number: int) -> tuple[NDArray[Any], memoryview, NDArray[np.uint64]]:
-        shard = self._shards[number]
+        Rows are drawn from everywhere, so the first steps of a run read every shard once: minutes for the 400 GB of
+        the paper's pretraining on a disk of 2 GB/s, and nothing after that.
+        """
         path = self._folder / shard.file
-        if (wrong := damaged(self._folder, shard, self._dtype.str)) is not None:
-            raise self._altered(number, wrong)
-        sums = sums_path(path).read_bytes()
-        if xxhash.xxh3_128_hexdigest(sums) != shard.checksum:
-            raise self._altered(number, f"{sums_path(path)} was altered")
-        with path.open("rb") as file:
-            raw = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        return np.frombuffer(raw, self._dtype), memoryview(raw), np.frombuffer(sums, "<u8")
-
-    def _altered(self, number: int, what: str) -> RunFailed:
-        path = self._folder / self._shards[number].file
-        return RunFailed(
-            f"{path} is not what was prepared: {what}. Nothing of it was trained on. Delete it and type\n"
-            f"  {self._remedy}\nwhich makes it again; then go on with this command."
-        )
+        wrong = damaged(self._folder, shard, self._dtype)
+        if wrong is None:
+            digest = xxhash.xxh3_128()
+            with path.open("rb") as file:
+                while part := file.read(READ_BYTES):
+                    digest.update(part)
+            wrong = None if digest.hexdigest() == shard.checksum else "its bytes were altered"
+        if wrong is not None:
+            raise RunFailed(
+                f"{path} is not what was prepared: {wrong}. Nothing of it was trained on. Delete it and type\n"
+                f"  {self._remedy}\nwhich makes it again; then type this command again."
+            )
+        # Mapped, not read: the kernel keeps what memory allows, and processes of one machine share it.
+        return np.memmap(path, self._dtype, "r")
 
 
 class PreparedRows:
@@ -195,51 +180,39 @@ class PreparedRows:
         return torch.from_numpy(self._stream.read((blocks * self._length).numpy(), self._length))
 
 
-# ------------------------------
-# Where prepared text stands in the run root, and how a pretraining finds it: by corpus, source and tokenizer.
-
-
 def folder_of(source: TextSource, runs: str, tokenizer: Tokenizer) -> RunFolder:
     """runs/prepare/CORPUS-TOKENIZER-HASH: the same for every command with this corpus, source and tokenizer."""
+    # Not the options that say how a training reads the text: they share one folder.
     corpus = identity_fields(source.corpus)
     for name in ("prepared", "document_mask"):  # how a training reads it
         corpus.pop(name, None)
     identity = {"corpus": corpus, "source": source.data.source.value, "tokenizer": tokenizer.fingerprint}
-    return RunFolder.of(runs, "prepare", f"{source.corpus.name}-{source.tokenizer.kind.value}", identity)
+    slug = f"{source.corpus.name}-{source.tokenizer.kind.value}"
+    return RunFolder.of(runs, "prepare", slug, identity | {"layout": LAYOUT})
 
 
-def command(source: TextSource, runs: str) -> str:
-    """What to type to prepare this text."""
+def find(source: TextSource, runs: str, tokenizer: Tokenizer) -> PreparedText:
+    """The prepared text of a source. Raises ``BadInput`` where it is absent, unfinished or damaged."""
+    folder = folder_of(source, runs, tokenizer)
     words = [
         *lineage.source_overrides(source.data),
         *lineage.corpus_overrides(source.corpus),
         *lineage.tokenizer_overrides(source.tokenizer),
         *lineage.runs_override(runs),
     ]
-    return " ".join(["pausebench prepare", *words])
-
-
-def find(source: TextSource, runs: str, tokenizer: Tokenizer) -> PreparedText:
-    """The prepared text of a source. Raises ``BadInput`` where it is absent, unfinished or damaged."""
-    folder = folder_of(source, runs, tokenizer)
+    command = " ".join(["pausebench prepare", *words])
     result = folder.result
     if result is None:
         state = "is not finished" if folder.path.exists() else "does not exist"
         raise BadInput(
-            f"corpus.prepared=true: {folder.path} {state}. Make it with\n  {command(source, runs)}\n"
+            f"corpus.prepared=true: {folder.path} {state}. Make it with\n  {command}\n"
             "or leave corpus.prepared out: the text is then read and tokenised while training."
         )
-    return PreparedText(folder.path, result["fingerprint"], command(source, runs))
-
-
-# ------------------------------
-# Writing prepared text: one part of the source (a file) at a time, so that parts can be written side by side.
-
-ENCODED_TOGETHER = 128  # documents; what is lost when the writing is stopped ends with the shard, not here
+    return PreparedText(folder.path, result["fingerprint"], command)
 
 
 class Part(NamedTuple):
-    """What is recorded of a part: its shards so far, and whether they are all."""
+    """What is recorded of a part of the source (a file): its shards so far, and whether they are all."""
 
     shards: list[Shard]
     done: bool = False
@@ -261,25 +234,12 @@ def read_part(folder: Path, split: str, number: int, dtype: str) -> Part:
     """The record of a part, cut off at the first shard that is gone or has another size; it can be written again."""
     try:
         content = json.loads(part_path(folder, split, number).read_text())
-        shards = [Shard(**record) for record in content["shards"]]
-        done = bool(content["done"])
+        shards, done = [Shard(**record) for record in content["shards"]], bool(content["done"])
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return Part([])
+    # What follows a missing shard is written again, too: where its documents began is then certain.
     whole = next((count for count, shard in enumerate(shards) if damaged(folder, shard, dtype)), len(shards))
     return Part(shards[:whole], done and whole == len(shards))
-
-
-def recorded_totals(folder: Path) -> tuple[int, int, int]:
-    """(shards, documents, tokens) of all records in a prepared folder."""
-    shards = [
-        Shard(**record) for path in folder.glob("*/[0-9]*.json") for record in json.loads(path.read_text())["shards"]
-    ]
-    return len(shards), sum(shard.documents for shard in shards), sum(shard.tokens for shard in shards)
-
-
-def temporaries(folder: Path) -> list[Path]:
-    """What a killed process has left unnamed."""
-    return list(folder.glob("*/.*.tmp"))
 
 
 def write_part(
@@ -292,6 +252,7 @@ def write_part(
     has_ends: bool,
     shard_tokens: int,
     advance: Callable[[int, int], None],
+    encoded_together: int = ENCODED_TOGETHER,
 ) -> None:
     """Write what is missing of a part. A shard is closed before the document with which it would pass ``shard_tokens``;
     a longer document has a shard of its own.
@@ -299,35 +260,36 @@ def write_part(
     ``advance`` is told the part's documents and tokens so far, unsaved ones included; what it raises ends the writing.
     Raises ``OSError`` where the disk refuses; what was recorded stays.
     """
-    dtype = token_type(tokenizer.vocab_size)
+    dtype, end = token_type(tokenizer.vocab_size), [tokenizer.end_id] if has_ends else []
     part = read_part(folder, split, number, dtype)
     if part.done:
         return
-    shards, end = part.shards, [tokenizer.end_id] if has_ends else []
-    open_shard = _OpenShard(folder, f"{split}/{number:05d}-{len(shards):05d}.bin", part.documents)
-    rest = islice(documents, part.documents, None)
+
+    def begun() -> _OpenShard:
+        return _OpenShard(folder, f"{split}/{number:05d}-{len(part.shards):05d}.bin", part.documents)
+
+    def record(done: bool) -> None:
+        content = {"done": done, "shards": [shard._asdict() for shard in part.shards]}
+        write_whole(part_path(folder, split, number), (json.dumps(content, indent=1) + "\n").encode())
+
+    (folder / split).mkdir(parents=True, exist_ok=True)
+    shard, rest = begun(), islice(documents, part.documents, None)
     try:
-        while texts := list(islice(rest, ENCODED_TOGETHER)):
+        # Documents that are recorded are read again and skipped: a compressed file has no place to jump to.
+        while texts := list(islice(rest, encoded_together)):
             for ids in tokenizer.encode_lists(texts):
                 tokens = np.array(ids + end, dtype)
-                if open_shard.documents and open_shard.tokens + len(tokens) > shard_tokens:
-                    shards.append(open_shard.close())
-                    _write_record(part_path(folder, split, number), Part(shards))
-                    name = f"{split}/{number:05d}-{len(shards):05d}.bin"
-                    open_shard = _OpenShard(folder, name, part.documents)
-                open_shard.add(tokens)
-            advance(part.documents + open_shard.documents, part.tokens + open_shard.tokens)
-        if open_shard.tokens:
-            shards.append(open_shard.close())
-        _write_record(part_path(folder, split, number), Part(shards, done=True))
+                if shard.documents and shard.tokens + len(tokens) > shard_tokens:
+                    part.shards.append(shard.close())
+                    record(done=False)
+                    shard = begun()
+                shard.add(tokens)
+            advance(part.documents + shard.documents, part.tokens + shard.tokens)
+        if shard.tokens:
+            part.shards.append(shard.close())
+        record(done=True)
     finally:
-        open_shard.discard()
-
-
-def _write_record(path: Path, part: Part) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    content = {"done": part.done, "shards": [shard._asdict() for shard in part.shards]}
-    write_whole(path, (json.dumps(content, indent=1) + "\n").encode())
+        shard.discard()
 
 
 class _OpenShard:
@@ -337,32 +299,25 @@ class _OpenShard:
         self.name, self.path, self.first_document = name, folder / name, first_document
         self.documents = self.tokens = 0
         self._file: Any = None
-        self._unsummed = bytearray()
-        self._sums: list[int] = []
+        self._digest = xxhash.xxh3_128()
 
     def add(self, tokens: NDArray[Any]) -> None:
         """One document."""
         if self._file is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = temporary_path(self.path).open("wb")
         content = tokens.tobytes()
         self._file.write(content)
-        self._unsummed += content
-        self._sum(len(self._unsummed) // BLOCK)
+        self._digest.update(content)
         self.documents += 1
         self.tokens += len(tokens)
 
     def close(self) -> Shard:
         """Give the shard its name; what is returned may then be recorded."""
-        self._sum(-(-len(self._unsummed) // BLOCK))
-        sums = np.array(self._sums, "<u8").tobytes()
         self._file.flush()
-        os.fsync(self._file.fileno())
+        os.fsync(self._file.fileno())  # the record must never name bytes that a power cut can still lose
         self._file.close()
-        write_whole(sums_path(self.path), sums)
         os.replace(temporary_path(self.path), self.path)
-        checksum = xxhash.xxh3_128_hexdigest(sums)
-        return Shard(self.name, self.first_document, self.documents, self.tokens, checksum)
+        return Shard(self.name, self.first_document, self.documents, self.tokens, self._digest.hexdigest())
 
     def discard(self) -> None:
         """Remove what has no name yet."""
@@ -371,8 +326,3 @@ class _OpenShard:
                 self._file.close()
             with suppress(OSError):
                 temporary_path(self.path).unlink(missing_ok=True)
-
-    def _sum(self, blocks: int) -> None:
-        for block in range(blocks):
-            self._sums.append(xxhash.xxh3_64_intdigest(self._unsummed[block * BLOCK : (block + 1) * BLOCK]))
-        del self._unsummed[: blocks * BLOCK]

@@ -29,7 +29,7 @@ from pausebench.tasks import TASKS, Dataset, Example, Row, Task
 from pausebench.worlds.counting import TEST_SEED, VALIDATION_SEED, build_world, task_fingerprint
 from pausebench.worlds.english import EnglishWorld
 
-VALIDATION_SHARE = 20  # one training row in so many is held out for the validation loss
+VALIDATION_SHARE = 20  # one training row in 20 is held out for the validation loss
 VALIDATION_MOST = 512
 CARVE_SEED = 2**31 + 3  # above every seed a user may give, and not the worlds' or the validation's
 SKIPPED_SHOWN = 20  # rows left out that a result names
@@ -68,7 +68,7 @@ class DatasetRows:
 
     train is None where there is no training split: ``train_fraction`` of the test rows are trained on instead, and the
     others are the test. on_bad_row: whether a row that does not fit the task ends the reading, or is left out.
-    skipped: what is wrong with each row that was left out, and where it stands.
+    skipped: what is wrong with each row that was left out, and its place.
     """
 
     def __init__(
@@ -92,10 +92,12 @@ class DatasetRows:
             training, testing = _carved(testing, train_fraction, task.dataset)
         self._examples, self._test = list(chain.from_iterable(training)), list(chain.from_iterable(testing))
         self._digest = hashlib.sha256()
+        # Over the examples, not the rows: what a task does not read may differ between hub and files.
         for split, examples in (("train", self._examples), ("test", self._test)):
             for example in examples:
                 self._digest.update(json.dumps([split, *example]).encode())
         size, name = len(self._examples), task.dataset.name
+        # Fewer would hold out no row at all, and a validation loss of nothing is no number.
         if size < VALIDATION_SHARE:
             raise BadInput(
                 f"{name}/{task.dataset.train or task.dataset.test} has {size} rows; at least {VALIDATION_SHARE} are "
@@ -103,6 +105,7 @@ class DatasetRows:
             )
         if not self._test:
             raise BadInput(f"{name}/{task.dataset.test} has no rows; at least one is needed to test.")
+        # Turns of one conversation share their text: apart, validation would be on text that was trained on.
         groups = [example.group or number for number, example in enumerate(self._examples)]
         held_out = min(VALIDATION_MOST, size // VALIDATION_SHARE)
         self.validation, self._training = _parted(groups, held_out, VALIDATION_SEED)
@@ -124,6 +127,7 @@ class DatasetRows:
                 continue
             if not published:
                 self.prompt_hash = self.task.prompt_hash(unfolded[0][0])
+            # A repeated row is counted and kept: published splits have some, and published scores include them.
             marks: set[Any] = {tuple(examples)}
             if "id" in located.row:
                 marks.add(str(located.row["id"]))
@@ -155,6 +159,7 @@ class DatasetRows:
 
     def encoded(self, tokenizer: Tokenizer) -> list[EncodedExample]:
         """All training-side rows, held-out ones among them, by their number in the split; kept for one tokenizer."""
+        # Every cell of a sweep over K and seeds reads the same ids, so a process tokenises once.
         if self._encoded is None or self._encoded[0] != tokenizer.fingerprint:
             self._encoded = tokenizer.fingerprint, encode(self._examples, self.task, tokenizer)
         return self._encoded[1]
@@ -162,6 +167,7 @@ class DatasetRows:
     def training(self, seed: int, start: int, count: int) -> list[int]:
         """Numbers of the training rows ``start`` to ``start + count``: pass after pass, each in an order of its own."""
         size = len(self._training)
+        # (pass, place in it) of each row: a row is found without walking through those before it.
         places = [divmod(number, size) for number in range(start, start + count)]
         return [self._training[_order(seed, epoch, size)[place]] for epoch, place in places]
 
@@ -188,6 +194,7 @@ def _parted(groups: Sequence[Hashable], count: int, seed: int) -> tuple[list[int
     for number, group in enumerate(groups):
         members.setdefault(group, []).append(number)
     in_order, drawn = list(members.values()), list[int]()
+    # Whole groups, so it may end a little above ``count``.
     for place in _order(seed, 0, len(in_order)):
         if len(drawn) >= count:
             break
@@ -200,6 +207,7 @@ def _carved(
     rows: list[list[Example]], fraction: float, dataset: Dataset
 ) -> tuple[list[list[Example]], list[list[Example]]]:
     """Published test rows as (training rows, test rows): rows with the same passage, or question, stay together."""
+    # Two rows about one passage on both sides would let the test be looked up.
     texts = [examples[0].context or examples[0].question for examples in rows]
     drawn, others = _parted(texts, round(fraction * len(rows)), CARVE_SEED)
     if not drawn or not others:
@@ -213,6 +221,7 @@ def _carved(
 @lru_cache(maxsize=4)
 def _order(seed: int, epoch: int, size: int) -> list[int]:
     """A permutation of 0..size-1 drawn from (seed, epoch)."""
+    # Stable, and from our own generator: the same order with any version of numpy or torch.
     order: list[int] = uniform_array(seed, f"row order {epoch}", np.arange(size), 1)[:, 0].argsort(stable=True).tolist()
     return order
 
@@ -246,6 +255,7 @@ def _open_task(
         raise BadInput(f"task={name} has no rows in data={source.value}; its rows are generated: type data=embedded.")
     read = partial(_read, task.dataset, source=source, root=root, world=world)
     train, test = _train_split(task.dataset, root, train_fraction), read(task.dataset.test)
+    # The companion is optional: without it the rows have the answers of their own file alone.
     companion = task.dataset.companion
     if companion is not None and root is not None and files.has_split(_folder(root), task.dataset.name, companion):
         test = _beside(test, read(companion))
@@ -295,6 +305,7 @@ def _read(
 
 def _beside(rows: Iterable[files.Located], companions: Iterable[files.Located]) -> Iterator[files.Located]:
     """Each row with the fields of its companion. Raises ``BadInput`` where either has no more rows than the other."""
+    # Matched by place alone: one file that is a row short would shift every answer after it.
     for row, companion in zip_longest(rows, companions):
         if row is None or companion is None:
             lone, other = (companion, "row") if row is None else (row, "companion")
@@ -307,6 +318,7 @@ def _unfolded(task: Task, located: files.Located) -> list[tuple[Row, Example]]:
     assert task.dataset is not None
     row = files.require_fields(located, task.dataset.fields)
     try:
+        # A published row may hold anything: whatever a task trips over is named with its place.
         rows = [row] if task.dataset.unfold is None else task.dataset.unfold(row)
         return [(each, task.to_example(each)) for each in rows]
     except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:

@@ -31,6 +31,7 @@ class Tokenizer(ABC):
 
     def __init__(self, vocab_size: int, fingerprint: str) -> None:
         self.vocab_size = vocab_size
+        # The two special tokens come last, so that a vocabulary grows by them and no id of a word moves.
         self.end_id = vocab_size - 2
         self.pause_id = vocab_size - 1
         self.fingerprint = fingerprint
@@ -63,6 +64,7 @@ def pad(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
 
     lengths = torch.tensor([len(row) for row in rows], dtype=torch.int64)
     padded = torch.full((len(rows), int(lengths.max()) if len(rows) else 0), pad_id)
+    # One scatter of all ids at once: a tensor a row would take most of the time of making a batch.
     flat = array("q", chain.from_iterable(rows))
     if flat:
         inside = torch.arange(padded.shape[1]) < lengths[:, None]
@@ -97,6 +99,7 @@ class ByteTokenizer(Tokenizer):
     """One id a byte of UTF-8."""
 
     def __init__(self) -> None:
+        # 256 bytes, the end token and <pause>.
         super().__init__(258, _digest("bytes"))
 
     def encode_lists(self, texts: Sequence[str]) -> list[list[int]]:
@@ -119,6 +122,8 @@ class BpeTokenizer(Tokenizer):
     def __init__(self, vocab_file: Path, merges_file: Path) -> None:
         """Raises ``BadInput`` for files that are missing, broken or do not belong together."""
         vocab = _read_vocab(vocab_file)
+        # A wrong pair of files does not fail, it encodes to other ids without a word: so every merge is checked here,
+        # which takes a third of a second for GPT-2's 50,000.
         entries = len(vocab) - (vocab.get(self.GPT2_END) == len(vocab) - 1)
         merges = _read_text(merges_file)
         lines = [line for line in merges.splitlines() if line and not line.startswith("#version")]
@@ -130,11 +135,13 @@ class BpeTokenizer(Tokenizer):
                     f"{merges_file}: merge {number + 1} ({line!r}) does not fit {vocab_file}, which has no entry "
                     f"{unknown[0] if unknown else line!r}. Both files have to come from one tokenizer."
                 )
+        # Each merge makes one entry, and the 256 bytes are there without a merge.
         if len(lines) != entries - 256:
             raise BadInput(
                 f"{merges_file} has {len(lines)} merges, but {vocab_file} has {entries} entries, which takes "
                 f"{entries - 256}. Both files have to come from one tokenizer."
             )
+        # An entry that nothing makes is never encoded to, but would count in the vocabulary and in the fingerprint.
         made = self.BYTES.union(line.replace(" ", "") for line in lines)
         stray = [token for token, index in vocab.items() if token not in made and index < entries]
         if stray:
@@ -163,6 +170,7 @@ def train_bpe(documents: Iterable[str], vocab_size: int, folder: Path) -> None:
     tokenizer = _byte_level({}, [])
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - 2,
+        # All 256 bytes, seen in training or not: any text can then be encoded.
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
         special_tokens=[],
@@ -180,6 +188,7 @@ def _byte_level(vocab: dict[str, int], merges: list[tuple[str, str]]) -> Any:
     except ImportError:
         raise BadInput("the library tokenizers is not installed. Type: pip install 'pausebench[text]'") from None
     pipeline = Pipeline(models.BPE(vocab=vocab, merges=merges))
+    # No space is put in front of a text: prefix and target are tokenised apart, and the space is theirs to begin with.
     pipeline.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     pipeline.decoder = decoders.ByteLevel()
     return pipeline

@@ -67,11 +67,13 @@ def reading_batches(
     for prefix in prefixes.values():
         of_counts.setdefault(tuple(prefix.numbers), []).append(prefix)
     for alike in of_counts.values():
+        # Sorted by length, neighbours need little padding, which costs as much as text.
         alike.sort(key=lambda prefix: len(prefix.reading.prefix))
         batch: list[_Prefix] = []
         longest = 0
         for prefix in alike:
             length = continuation(prefix.reading)
+            # Every row of a batch reserves the slots of its longest, which is the newest: prefixes come in order.
             slots = len(prefix.reading.prefix) + given + max(longest, length)
             room = batch_size or min(most_rows, cache_bytes // (slots * slot_bytes))
             if batch and len(batch) >= room:
@@ -86,5 +88,6 @@ def _read_batch(batch: list[_Prefix], given: int, continuation: Callable[[Readin
     # Longest continuation first: a pass over the next tokens then takes a slice of rows (generate.py).
     batch = sorted(batch, key=lambda prefix: continuation(prefix.reading), reverse=True)
     readings = [prefix.reading for prefix in batch]
+    # The longest prefix and the longest continuation may be of different rows.
     slots = max(len(reading.prefix) for reading in readings) + given + continuation(readings[0])
     return ReadBatch(readings, {m: [prefix.numbers[m] for prefix in batch] for m in batch[0].numbers}, slots)

@@ -47,6 +47,7 @@ class ReadingScores(NamedTuple):
     answer: Answer | None
 
 
+# "exact" is float64: slower, and no batch size changes a score.
 DTYPES = {Arithmetic.exact: torch.float64, Arithmetic.fp32: torch.float32, Arithmetic.bf16: torch.bfloat16}
 
 
@@ -75,6 +76,7 @@ class Evaluator:
         max_new_tokens: int | None = None,
         precision: Arithmetic = Arithmetic.exact,
     ) -> None:
+        # A copy: the caller's model keeps its precision, and may train on.
         self.model = copy.deepcopy(model).to(DTYPES[precision]).eval()
         self.task = task
         self.tokenizer = tokenizer
@@ -82,6 +84,7 @@ class Evaluator:
         self.max_length = max_length
         self.max_new_tokens = task.answer_tokens or max_new_tokens or max_length
         self.examples = examples
+        # Tokenised once; a sweep over ten M reads the same tokens ten times.
         self._encoded = encode(examples, task, tokenizer)
 
     def evaluate(self, layout: RowLayout, m: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -108,6 +111,7 @@ class Evaluator:
         self, layout: RowLayout, counts: list[int], stopping: Callable[[], bool]
     ) -> Iterator[tuple[int, dict[str, Any], list[dict[str, Any]]]]:
         layouts = {m: layout.at(m) for m in counts}
+        # Speed is reported for each M. Work that several share is divided equally among them.
         seconds = dict.fromkeys(counts, 0.0)
         readings, cut, scores = {}, {}, {}
         for m in counts:
@@ -118,6 +122,7 @@ class Evaluator:
         # Rows with several windows, for any M. Only for them are answers compared, which costs a softmax a token.
         windowed = {row for listed in readings.values() for row, n in Counter(r.row for r in listed).items() if n > 1}
         for batch in self._batches(layout, readings):
+            # A stop should leave one whole result rather than parts of many.
             if len(counts) > 1 and stopping():
                 counts = counts[:1]
             wanted = sorted((m for m in batch.numbers if m in counts), reverse=True)
@@ -156,6 +161,7 @@ class Evaluator:
         """One M's fields of result.json and its predictions."""
         rows, flops = (self._scored if self.task.scored else self._decoded)(layout, readings, scores)
         groups = [example.group for example in self.examples]
+        # Macro F1 is a number of the whole test set; all other metrics are means over rows.
         estimates = {
             name: macro_f1_estimate([row["chosen"] for row in rows], [row["right"] for row in rows], groups)
             if name == "macro_f1"
@@ -172,6 +178,7 @@ class Evaluator:
             "n": len(rows),
             "truncated": sum(any(parts) for parts in cut),
             "truncated_parts": {part: sum(part in parts for parts in cut) for part in PARTS},
+            # A scored task decodes nothing.
             "max_new_tokens": 0 if self.task.scored else self.max_new_tokens,
             "metrics": {name: estimate.value for name, estimate in estimates.items()},
             "stderrs": {name: estimate.stderr for name, estimate in estimates.items()},
@@ -194,6 +201,7 @@ class Evaluator:
 
     def _batches(self, layout: RowLayout, readings: Mapping[int, Sequence[Reading]]) -> Iterator[ReadBatch]:
         """Batches of the readings of several M, with room for all that is read after them."""
+        # Cache slots are reserved for the longest continuation: an answer, or a target that is longer.
         shortest = min(len(reading.prefix) for listed in readings.values() for reading in listed)
         answer = 0 if self.task.scored else min(self.max_new_tokens, self.max_length - shortest)
 
@@ -210,6 +218,7 @@ class Evaluator:
         return example.candidates if self.task.scored else [example.target]
 
     def _prefill(self, layout: RowLayout, batch: ReadBatch) -> Prefill:
+        # No targets: at inference the row ends with the last pause, which predicts the first answer token.
         prefixes = [reading.prefix for reading in batch.readings]
         rows = layout.inference_rows(EncodedExamples.of(prefixes, [[]] * len(prefixes), self.tokenizer.end_id))
         return self.model.prefill(rows, layout.attention, layout.policy.pause_visibility, batch.slots)
@@ -221,11 +230,13 @@ class Evaluator:
 
         compared: whether a row has several answers. last: nothing is read from this cache afterwards.
         """
+        # Candidates overwrite each other in the cache, so the prefix is read once for all of them.
         lists = [self._targets(reading) for reading in batch.readings]
         likelihoods: list[list[Likelihood]] = [[] for _ in lists]
         for place in range(max(map(len, lists))):
             # All rows of a batch go through one pass. A row with fewer candidates reads a token of its first again.
             targets = [
+                # At least one token, so that every row has a likelihood, however little room its prefix leaves.
                 listed[place][: max(1, self.max_length - layout.given - len(reading.prefix))]
                 if place < len(listed)
                 else listed[0][:1]
@@ -252,11 +263,13 @@ class Evaluator:
     ) -> tuple[list[dict[str, Any]], float]:
         """The predictions, with the likelihood of the target after the same window as the answer; FLOPs of decoding."""
         answers = [one.answer for one in scores if one.answer is not None]
+        # Without windows each row has one reading, and this picks it.
         best = _best([reading.row for reading in readings], [answer.mean_log_probability for answer in answers])
         rows = []
         for row, number in enumerate(best):
             example, text = self.examples[row], self.tokenizer.decode(answers[number].tokens)
             metrics = {name: METRICS[name](text, example.references) for name in self.task.metrics}
+            # "correct" marks rows in the report's list of predictions; exact match says it best where a task has it.
             correct = metrics["exact_match" if "exact_match" in metrics else self.task.metrics[0]] == 1.0
             rows.append(self._row(row, text, correct, metrics, scores[number].likelihoods[0]))
         flops = sum(
@@ -281,6 +294,7 @@ class Evaluator:
         for row, number in enumerate(_best([reading.row for reading in readings], means)):
             example, likelihoods = self.examples[row], scores[number].likelihoods
             totals = [likelihood.total for likelihood in likelihoods]
+            # The space before a candidate belongs to the target's tokens, not to its length.
             characters = [len(candidate.strip()) for candidate in example.candidates]
             picked = {name: choose(totals, characters) for name, choose in CHOICE_METRICS.items()}
             right, chosen = example.candidates.index(example.target), picked["accuracy"]

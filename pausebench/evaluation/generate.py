@@ -100,6 +100,7 @@ def _closed_up(unfinished: Tensor, left: int) -> Tensor:
 
 def greedy(logits: Tensor, pause_id: int) -> Tensor:
     """int64 [B]: the likeliest token of float [B, V] other than ``<pause>``, the last of V; the first of equal ones."""
+    # As the last token it can be sliced away; masking would copy all logits.
     assert pause_id == logits.shape[1] - 1
     return logits[:, :pause_id].max(dim=1).indices  # argmax takes four times as long on a CPU in bfloat16
 
@@ -117,6 +118,7 @@ def target_log_likelihoods(
     Neither changes a likelihood beyond rounding.
     """
     labels, lengths = (part.to(read.slots.device) for part in pad(targets, 0))
+    # The last pause predicts the first token; the tokens themselves predict the others.
     sums = _log_probabilities(read.model, read.hidden, labels[:, 0], logits_at_once)
     longest = int(lengths.max())
     for start in range(0, longest - 1, tokens_at_once):  # the last token is a label only

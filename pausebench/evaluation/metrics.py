@@ -30,6 +30,7 @@ Metric = Callable[[str, Sequence[str]], float]
 Choice = Callable[[Sequence[float], Sequence[int]], int]
 
 PUNCTUATION = str.maketrans("", "", string.punctuation)
+# The three official scripts agree on these: ASCII marks alone, and articles as whole words of lower-case text.
 ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 AUTHORS_NUMBER = re.compile(r"#### (-?[0-9.,]+)")  # GSM8K's own script: re.search, then commas are removed
@@ -50,6 +51,7 @@ def exact_match(prediction: str, references: Sequence[str]) -> float:
 
 def token_accuracy(prediction: str, references: Sequence[str]) -> float:
     """Share of the words of the reference that the prediction has in the same place; the best over references."""
+    # Place by place, because the task is to copy a string: a word that slipped by one place is wrong.
     words = prediction.split()
 
     def share(reference: str) -> float:
@@ -110,6 +112,7 @@ def leave_one_out(scores: Sequence[float]) -> float:
     Each annotator in turn is left out, and the best score against the others is taken: the mean of these. A person's
     own score is measured against the others too, so the two are comparable. One annotator is not left out.
     """
+    # The hub has one answer a question; the official script then compares with that one.
     if len(scores) == 1:
         return scores[0]
     return math.fsum(max(others) for others in combinations(scores, len(scores) - 1)) / len(scores)
@@ -143,6 +146,7 @@ def number_of(text: str) -> Decimal | None:
         # What they read is no number in "#### 1.2.3" or "#### ..."; those are read like the invalid texts.
         with suppress(InvalidOperation):
             return Decimal(authors[1].replace(",", "").rstrip("."))
+    # A model that learned the format but not the space should not lose a right number.
     _, mark, marked = text.partition(FINAL_MARK)
     numbers = [MARKED_NUMBER.search(marked)] if mark else list(NUMBER.finditer(text))
     found = numbers[-1] if numbers else None
@@ -153,6 +157,7 @@ def number_of(text: str) -> Decimal | None:
 
 def final_number(prediction: str, references: Sequence[str]) -> float:
     """1 when the prediction's number has the value of a reference's ("72.0" is "72"), else 0; 0 without a number."""
+    # Decimal, not float: 9007199254740993 and 9007199254740992 are equal as floats.
     number = number_of(prediction)
     return float(number is not None and any(number == number_of(reference) for reference in references))
 
@@ -176,6 +181,7 @@ def rouge1(prediction: str, references: Sequence[str]) -> float:
     return max(float(scorer.score(reference, prediction)["rouge1"].fmeasure) for reference in references)
 
 
+# The names are those of result.json. Whoever changes a rule raises the version of the tasks that use it.
 METRICS: dict[str, Metric] = {
     "exact_match": exact_match,
     "token_accuracy": token_accuracy,
@@ -196,6 +202,7 @@ def _first_highest(scores: Sequence[float]) -> int:
             f"log-likelihoods of candidates are {list(scores)}: the model's weights or activations are not finite; "
             "allowed: numbers; next: evaluate an earlier checkpoint"
         )
+    # max() takes the first of equal scores, as numpy's argmax does in lm-evaluation-harness.
     return max(range(len(scores)), key=scores.__getitem__)
 
 
@@ -214,6 +221,7 @@ def most_likely_per_character(log_likelihoods: Sequence[float], characters: Sequ
     prefix, although the log-likelihood covers that space: lm-evaluation-harness's acc_norm.
     Raises RunFailed where a log-likelihood is not a number.
     """
+    # Tasks refuse empty candidates; if one came here all the same, its share of nothing must not win.
     pairs = zip(log_likelihoods, characters, strict=True)
     return _first_highest([total / length if length else -math.inf for total, length in pairs])
 
@@ -229,6 +237,7 @@ def macro_f1(chosen: Sequence[int], right: Sequence[int]) -> float:
 
     It is scikit-learn's f1_score(right, chosen, average="macro").
     """
+    # A class that is chosen but never right has F1 0 and counts; one that occurs nowhere does not.
     hits = Counter(a for a, b in zip(chosen, right, strict=True) if a == b)
     occurrences = Counter(chosen) + Counter(right)
     return math.fsum(2 * hits[label] / count for label, count in occurrences.items()) / len(occurrences)
@@ -237,6 +246,7 @@ def macro_f1(chosen: Sequence[int], right: Sequence[int]) -> float:
 def cluster_numbers(groups: Sequence[str]) -> list[int]:
     """A number per row from 0 up, the same for rows of one group; a row whose group is "" is alone in its cluster."""
     numbers: dict[str | int, int] = {}
+    # Row numbers are ints and groups are text, so a row alone never shares a key with a group.
     return [numbers.setdefault(group or row, len(numbers)) for row, group in enumerate(groups)]
 
 
@@ -252,8 +262,10 @@ def mean_and_stderr(values: Sequence[float], groups: Sequence[str] = ()) -> tupl
     for language models, without the factor. One cluster says nothing of others, and its error is given as 0.
     """
     n = len(values)
+    # fsum is exact, so the mean does not depend on the order of the rows.
     mean = math.fsum(values) / n
     clusters = cluster_numbers(groups or [""] * n)
+    # Rows of a cluster are summed before they are squared: what they share does not average out.
     deviations = [0.0] * (max(clusters) + 1)
     for cluster, value in zip(clusters, values, strict=True):
         deviations[cluster] += value - mean
@@ -287,6 +299,7 @@ def mean_estimate(values: Sequence[float], groups: Sequence[str] = (), draws_at_
     groups: ``Example.group`` of each row; none given, or a row whose group is "", is independent of all others.
     """
     mean, stderr = mean_and_stderr(values, groups)
+    # Sum and count of each resample: with clusters of different sizes its number of rows varies.
     rows = torch.tensor([(value, 1.0) for value in values], dtype=torch.float64)
     totals = _resampled_totals(rows, groups or [""] * len(values), draws_at_once)
     return Estimate(mean, stderr, *_percentiles(totals[:, 0] / totals[:, 1]))

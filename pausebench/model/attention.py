@@ -43,6 +43,7 @@ class Places(NamedTuple):
 
 def sees(kind: AttentionKind, visibility: PauseVisibility, query: Places, key: Places) -> Tensor:
     """bool, of the shape that both broadcast to: whether a query may attend to a key."""
+    # Right-padding needs no case of its own: nothing real comes after it.
     allowed = query.place >= key.place
     if kind is AttentionKind.causal and visibility is PauseVisibility.all:
         return allowed if query.document is None else allowed & (query.document == key.document)
@@ -79,6 +80,7 @@ class AttentionMask:
 
     def __post_init__(self) -> None:
         plain = self.kind is AttentionKind.causal and self.visibility is PauseVisibility.all
+        # Found here rather than in a kernel: a mask without roles would silently be causal.
         assert plain or self.roles is not None
         assert self.visibility is not PauseVisibility.readout or self.readouts is not None
 
@@ -128,6 +130,7 @@ class AttentionMask:
         marked = self.readouts.to(torch.int64)
         if self.documents is None:
             return marked.cumsum(1) - marked
+        # Counted in document order and put back: one cumulative sum over the row would count the read-outs of others.
         order = self.documents.argsort(dim=1, stable=True)  # a document need not stand in one piece
         marked = marked.gather(1, order)
         return torch.empty_like(marked).scatter_(1, order, marked.cumsum(1) - marked)
@@ -142,6 +145,7 @@ def decoding_mask(
     of the cache's keys; slots past a token's own are not yet written and stay unseen.
     """
     slots = slots.view(len(slots), -1)
+    # A new token belongs to the target, whatever the slot held before.
     index = torch.arange(key_roles.shape[1], device=key_roles.device)
     query = Places(slots[:, :, None], torch.full_like(key_roles[:, :1, None], Role.TARGET.value))
     return sees(kind, visibility, query, Places(index, key_roles[:, None]))[:, None]
@@ -162,4 +166,5 @@ def placed(tensor: Tensor, device: torch.device) -> Tensor:
     memory that is not pinned would make this process wait for all of it."""
     if device.type != "cuda" or tensor.device.type != "cpu":
         return tensor.to(device)
+    # Pinning copies once more on the CPU, which is idle; an unpinned copy stalls the GPU's queue.
     return tensor.pin_memory().to(device, non_blocking=True)

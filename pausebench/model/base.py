@@ -83,6 +83,7 @@ class Model(nn.Module, ABC):
     def summed_loss(self, batch: LabelledRows) -> Tensor:
         """Sum of the cross entropy over the supervised positions of a CPU batch, in nats."""
         positions = None if batch.positions is None else batch.positions.to(self.device)
+        # The whole [B, T, V] tensor: fine for small vocabularies, the reason to override this for large ones.
         logits = self.logits(self(batch.input_ids.to(self.device), batch.mask.to(self.device), positions))
         labels = batch.labels.to(self.device).flatten()
         return F.cross_entropy(logits.flatten(0, 1).float(), labels, ignore_index=IGNORE_INDEX, reduction="sum")
@@ -102,6 +103,7 @@ class Model(nn.Module, ABC):
     def parameter_count(self) -> int:
         return sum(parameter.numel() for parameter in self.parameters())
 
+    # Autocast casts every weight in every micro-batch. It is right for all models and slower than casting once.
     def lowered(self, dtype: torch.dtype) -> AbstractContextManager[None]:
         """Multiply matrices in ``dtype`` inside; weights and their gradients stay as they are."""
         return nullcontext() if dtype is self.dtype else torch.autocast(self.device.type, dtype)

@@ -72,6 +72,7 @@ class KeyValueCache:
         values[rows, :, :, slots] = split_heads(v, H).transpose(1, 2).to(values.dtype)
         S = allowed.shape[3]
         query = split_heads(q, H).to(keys.dtype) / math.sqrt(keys.shape[3])
+        # Keys first: with one query this is a matrix times a vector, which reads the keys in the order they lie.
         scores = torch.matmul(keys[:, :, :S], query.transpose(2, 3)).transpose(2, 3)
         shares = scores.masked_fill(~allowed, -math.inf).softmax(dim=3)
         attended = torch.matmul(values[:, :, :, :S], shares.transpose(2, 3)).transpose(2, 3)
@@ -127,14 +128,17 @@ class CachedPrefill(Prefill):
         device, (batch, length) = model.device, rows.input_ids.shape
         cache = KeyValueCache(model.config, batch, capacity, model.dtype, device)
         states = torch.empty(batch, length, model.config.d_model, dtype=model.dtype, device=device)
+        # Evaluating SQuAD went from 1.39 to 1.61 times transformers' speed by this (docs/LOG.md).
         for some in of_like_length(rows.lengths, model.tuning.like_prefixes):
             width = int(rows.lengths[some].max())
             cut = [None if part is None else part[some, :width] for part in (rows.roles, rows.readouts, rows.positions)]
             roles, readouts, positions = (None if part is None else part.to(device) for part in cut)
             mask = AttentionMask(kind, roles, visibility=visibility, readouts=readouts)
+            # The cache and the states are whole; each pass fills the rows that it reads.
             places = some.to(device)
             read = model(rows.input_ids[some, :width].to(device), mask, positions, cache.filling(places))
             states[places, :width] = read
+        # Slots that are not read yet count as the target's, which is what will be written there.
         roles = torch.full((batch, capacity), Role.TARGET.value, dtype=torch.int8, device=device)
         roles[:, :length] = rows.roles.to(device)
         return cls(model, kind, visibility, roles, rows.lengths.to(device), states, 0, rows.jump, cache)
@@ -143,6 +147,7 @@ class CachedPrefill(Prefill):
     def read(self, tokens: Tensor, offset: int = 0) -> Tensor:
         count = len(tokens)
         slots, positions = self.places(tokens, offset)
+        # Cut at the furthest slot: attention costs what is read so far, not the capacity.
         seen = decoding_mask(self.kind, self.roles[:count, : int(slots.max()) + 1], slots, self.visibility)
         states: Tensor = self.model(tokens, None, positions, self.cache.first_rows(count), seen, slots)
         return states
@@ -151,6 +156,7 @@ class CachedPrefill(Prefill):
         return replace(self, cache=self.cache.copy(int(self.slots.max())))
 
     def keep_rows(self, rows: Tensor) -> CachedPrefill:
+        # The cache moves its rows in place; a new one would need the memory twice.
         self.cache.keep_rows(rows)
         first = self.first if isinstance(self.first, int) else self.first[rows]
         return replace(self, roles=self.roles[rows], slots=self.slots[rows], states=self.states[rows], first=first)

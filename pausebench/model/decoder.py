@@ -40,6 +40,8 @@ class Block(nn.Module):
         d, m = config.d_model, config.d_mlp
         self.n_heads = config.n_heads
         self.activation = ACTIVATIONS[config.activation]
+        # Pre-norm with biases everywhere, as GPT-2: the published parameter counts are met only with them
+        # (docs/choices.md).
         self.norm_attention = nn.LayerNorm(d)
         self.qkv = nn.Linear(d, 3 * d)
         self.attention_out = nn.Linear(d, d)
@@ -84,6 +86,7 @@ class Decoder(Model):
             mask: None is plain causal.
             positions_BT: None is 0..T-1; packed rows restart theirs, shifted rows leave some out.
         """
+        # Text is counted from 0. Only packed rows, which restart, and shifted rows bring their own.
         if positions_BT is None:
             positions_BT = torch.arange(input_ids_BT.shape[1], device=input_ids_BT.device)
         x_BTD = self.token_embedding(input_ids_BT) + self.position_embedding(positions_BT)

@@ -37,6 +37,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, n_heads: int, allowed: Tensor | None
         bias = causal_bias(T, S, q.dtype)
         if allowed is not None:
             bias = hidden_bias(allowed, q.dtype).expand(B, H, T, S).reshape(B * H, T, S)
+        # A single head is already laid out as the product wants it.
         if H > 1:
             q, k, v = (split_heads(part, H).flatten(0, 1) for part in (q, k, v))
         scores = torch.baddbmm(bias, q, k.transpose(1, 2), alpha=1 / math.sqrt(D // H))
@@ -46,8 +47,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, n_heads: int, allowed: Tensor | None
         blockwise: Callable[..., Tensor] = BlockwiseAttention.apply
         return blockwise(q, k, v, H, None if allowed is None else hidden_bias(allowed, q.dtype), tuning)
     q, k, v = (split_heads(part, H) for part in (q, k, v))
+    # ``is_causal`` lets the kernel skip what is hidden; an explicit mask does not.
     if allowed is None and T == S:
         return merge_heads(F.scaled_dot_product_attention(q, k, v, is_causal=True))
+    # torch's ``is_causal`` lines up the first query with the first key, ours is lined up at the ends.
     if allowed is None and T > 1:
         allowed = causal_bias(T, S).to(q.device) == 0
     return merge_heads(F.scaled_dot_product_attention(q, k, v, attn_mask=allowed))
@@ -95,6 +98,7 @@ class BlockwiseAttention(torch.autograd.Function):
         B, T, D = upstream.shape
         H, S = len(q) // B, k.shape[1]
         scale = 1 / math.sqrt(D // H)
+        # Everything below is by head; one contiguous copy here saves strided products in each block.
         upstream = _split(upstream, H)
         dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
         for begin, end, seen in query_blocks(T, S, bias is None, ctx.tuning):
@@ -102,6 +106,7 @@ class BlockwiseAttention(torch.autograd.Function):
             weights = _weights(q[:, begin:end], k[:, :seen], bias, begin, end)
             given = upstream[:, begin:end]
             dv[:, :seen] += torch.bmm(weights.transpose(1, 2), given)
+            # torch has no public gradient of softmax; this operator is the one that autograd itself calls.
             dscores = torch.ops.aten._softmax_backward_data(
                 torch.bmm(given, v[:, :seen].transpose(1, 2)), weights, -1, weights.dtype
             )
@@ -112,6 +117,7 @@ class BlockwiseAttention(torch.autograd.Function):
 
 def query_blocks(T: int, S: int, causal: bool, tuning: Tuning = TUNING) -> Iterator[tuple[int, int, int]]:
     """(first query, end of queries, keys that they may see) of each block; one block where the mask is not causal."""
+    # Blocks pay because causal rows skip the keys behind them. Under other masks there is nothing to skip.
     size = max(tuning.least_queries, -(-T // tuning.most_blocks)) if causal else T
     for begin in range(0, T, size):
         end = min(T, begin + size)
@@ -176,9 +182,11 @@ def take_apart(mask: AttentionMask, like_length: float = TUNING.like_length) -> 
     # Numbers are a row's own: the same number in another row is another document.
     numbers = mask.documents + torch.arange(rows, device=device)[:, None] * (int(mask.documents.max()) + 1)
     flat = numbers.masked_fill(mask.documents < 0, -1).flatten()
+    # Stable, so that a document's positions keep their order.
     order = flat.argsort(stable=True)[int((flat < 0).sum()) :]  # real positions, document by document
     sizes = torch.unique_consecutive(flat[order], return_counts=True)[1]
     starts = sizes.cumsum(0) - sizes
+    # The longest first: each group is padded to its first document.
     by_size = sizes.argsort(descending=True, stable=True)
     groups, taken = [], 0
     listed = sizes[by_size].tolist()
@@ -197,6 +205,7 @@ def take_apart(mask: AttentionMask, like_length: float = TUNING.like_length) -> 
         alone = AttentionMask(mask.kind, roles, visibility=mask.visibility, readouts=readouts)
         groups.append(DocumentGroup(places, real, alone.dense()))
         taken += count
+    # Padding reads some real position's result. It is never supervised, so that its gradient is zero.
     inverse = torch.zeros(rows * length, dtype=torch.int64, device=device)
     real = torch.cat([group.real.flatten() for group in groups])
     inverse[torch.cat([group.places.flatten() for group in groups])[real]] = real.nonzero()[:, 0]
@@ -227,6 +236,7 @@ def block_mask(mask: AttentionMask) -> BlockMask:
         query, key = (Places(at, *(None if part is None else part[b, at] for part in given)) for at in (q, k))
         return sees(kind, visibility, query, key)
 
+    # Uncompiled, the mask is made as a dense [B, T, T] first; on a GPU that memory is what the kernel avoids.
     create = _compiled(create_block_mask) if shape.is_cuda else create_block_mask
     B, T = shape.shape
     made: BlockMask = create(allowed, B, None, T, T, device=shape.device)
@@ -243,6 +253,7 @@ def attend_flexibly(q: Tensor, k: Tensor, v: Tensor, n_heads: int, mask: BlockMa
 def try_flex_attention(device: torch.device) -> None:
     """Compile FlexAttention on something small, forward and backward, in bf16; raises what torch and Triton raise."""
     roles = torch.zeros(1, 256, dtype=torch.int8, device=device)
+    # Two of the kernel's blocks of 128 positions.
     x = torch.ones(1, 256, 64, dtype=torch.bfloat16, device=device, requires_grad=True)
     out = attend_flexibly(x, x, x, 1, block_mask(AttentionMask(AttentionKind.bidirectional, roles)))
     torch.autograd.grad(out.sum(), x)

@@ -33,6 +33,7 @@ def summed_cross_entropy(
     """
     low = head if low is None else low
     hidden = hidden.to(low.dtype)
+    # Below, torch's own loss needs no more memory than a chunk and its gradient would.
     if len(hidden) * len(head) <= tuning.chunk_logits // 2:
         return F.cross_entropy(F.linear(hidden, low).float(), labels, reduction="sum")
     weight = head if torch.is_grad_enabled() else head.detach()  # Functions ask the inputs, not the mode
@@ -58,16 +59,19 @@ class HeadLoss(torch.autograd.Function):
         to_gradient: ToGradient,
         tuning: Tuning = TUNING,
     ) -> Tensor:
+        # Validation has no gradient, and then two of the three products are left out.
         wanted = any(ctx.needs_input_grad)
         dhidden, dhead = torch.empty_like(hidden), torch.zeros_like(head) if wanted else head
         total = torch.zeros((), device=hidden.device)
         chunks = -(-len(hidden) // max(1, tuning.chunk_logits // len(low)))
+        # Chunks of one size: a small last one would cost a product that is mostly overhead.
         size = -(-len(hidden) // chunks)
         buffer = hidden.new_empty(size, len(low))  # one for all chunks
         at_once = tuning.cpu_logits if hidden.device.type == "cpu" else tuning.gpu_logits
         rows_at_once = max(1, at_once // len(low))
         for begin in range(0, len(hidden), size):
             part = hidden[begin : begin + size]
+            # ``out=`` keeps the allocator out of it: a hundred fresh megabytes a chunk are page faults on a CPU.
             logits = torch.mm(part, low.T, out=buffer[: len(part)])
             total += to_gradient(logits, labels[begin : begin + size], rows_at_once)
             if wanted:
@@ -83,6 +87,7 @@ class HeadLoss(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         dhidden, dhead = ctx.saved_tensors
+        # The loss is a sum, so that its gradient scales as a whole; in place, since nobody else holds them.
         return dhidden.mul_(upstream), dhead.mul_(upstream), None, None, None, None
 
 
@@ -95,6 +100,7 @@ def loss_to_gradient_(logits: Tensor, labels: Tensor, rows_at_once: int) -> Tens
         right = torch.arange(len(rows), device=rows.device), label
         total -= log_probabilities[right].sum()
         gradient = log_probabilities.exp_()
+        # d(-log softmax) is softmax, less one at the label.
         gradient[right] -= 1
         rows.copy_(gradient)
         del log_probabilities, gradient  # before the next ones are made

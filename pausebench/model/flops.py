@@ -20,6 +20,7 @@ BIDIRECTIONAL = AttentionKind.bidirectional
 
 def parameters(model: ModelConfig, vocab_size: int) -> int:
     """All weights of a decoder: matrices, embeddings, biases and norms (1,345,085,440 for 1b, paper, Table 5)."""
+    # 3 d of qkv's bias, d of attention's output, m and d of the MLP's, and 2 d for each of two norms.
     vectors = 9 * model.d_model + model.d_mlp  # a block's biases and norms
     positions = model.max_positions * model.d_model
     return matrix_weights(model, vocab_size) + positions + model.n_layers * vectors + 2 * model.d_model
@@ -46,6 +47,7 @@ def attended_pairs(prefix: float, following: float, kind: AttentionKind = BIDIRE
     others. following: positions behind them (cue, answer), each of which sees all before it. ``bottleneck`` hides
     the prefix from the answer; it is counted as causal, which is too much.
     """
+    # A causal triangle has its diagonal: everybody sees itself.
     own = prefix * prefix if kind is BIDIRECTIONAL else prefix * (prefix + 1) / 2
     return own + following * prefix + following * (following + 1) / 2
 
@@ -64,6 +66,7 @@ def finetuning_flops(
     the forward.
     """
     unread, d = prefix + cue - 1, model.d_model
+    # Two operations a weight: the output matrix of attention and both of the MLP.
     spared = 2 * (d * d + 2 * d * model.d_mlp) * unread  # of the last block: what follows attention
     return 3 * (inference_flops(model, vocab_size, prefix, answer, kind, cue) - spared)
 
@@ -112,7 +115,9 @@ def equal_flops_layers(
     """
     wanted = inference_flops(model, vocab_size, prefix + pauses, answer, kind)
     head = _head(model, vocab_size, answer)
+    # Cost is linear in the layers once the head is taken off, so that one layer gives the slope.
     one = inference_flops(dataclasses.replace(model, n_layers=1), vocab_size, prefix, answer, kind) - head
+    # With few pauses the nearest count could be the model's own, and the control would be the model itself.
     return max(model.n_layers + 1, round((wanted - head) / one))
 
 

@@ -61,6 +61,7 @@ class Prefill(ABC):
     def hidden(self) -> Tensor:
         """[B, D], what predicts the next token of each row."""
         rows = torch.arange(len(self.slots), device=self.slots.device)
+        # ``states`` cover only what was read last, so a row's newest one is counted from ``first``.
         return self.states[rows, self.slots - 1 - self.first]
 
     def places(self, tokens: Tensor, offset: int) -> tuple[Tensor, Tensor]:
@@ -103,6 +104,7 @@ class RereadPrefill(Prefill):
         cls, model: Model, rows: Rows, kind: AttentionKind, visibility: PauseVisibility, capacity: int
     ) -> RereadPrefill:
         device, (batch, length) = model.device, rows.input_ids.shape
+        # Slots past the position table are padding and never asked for; clamping keeps the look-up inside.
         counted = torch.arange(capacity, device=device).clamp_max_(model.config.max_positions - 1)
         ids, positions = torch.zeros(batch, capacity, dtype=torch.int64, device=device), counted.repeat(batch, 1)
         roles = torch.full((batch, capacity), Role.TARGET.value, dtype=torch.int8, device=device)
@@ -120,7 +122,9 @@ class RereadPrefill(Prefill):
     def read(self, tokens: Tensor, offset: int = 0) -> Tensor:
         slots, positions = self.places(tokens, offset)
         rows = torch.arange(len(tokens), device=tokens.device)[:, None]
+        # In place, like a cache: a second candidate overwrites the first, and ``copy`` is for those who want both.
         self.ids[rows, slots], self.positions[rows, slots] = tokens, positions
+        # The slot may have been padding of a shorter row, or a pause that ``without_last`` took away.
         self.roles[rows, slots] = Role.TARGET.value
         return self._states(len(tokens), int(slots.max()) + 1)[rows, slots]
 
@@ -138,6 +142,7 @@ class RereadPrefill(Prefill):
         ids, roles, positions, readouts = (
             part[:rows, :width] for part in (self.ids, self.roles, self.positions, self.readouts)
         )
+        # Everything again, the prefix too: no state is kept that could be wrong.
         mask = AttentionMask(self.kind, roles, visibility=self.visibility, readouts=readouts)
         states: Tensor = self.model(ids, mask, positions)
         return states

@@ -1,4 +1,4 @@
-"""What a study says: the instrument check, the primary family, the secondary one, and how its arms are called.
+"""What a study says: the instrument check, the comparisons fixed in advance, and all the others.
 
 Invariant: the family of secondary comparisons follows from the plan alone, so it does not shrink while runs are
 missing, and a primary comparison is never counted in it.
@@ -7,11 +7,10 @@ missing, and a primary comparison is never counted in it.
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from pausebench.report.scores import PRETRAINING_NAMES, Arm, Cell, Panel, Primary, Scores, Setting, Study
+from pausebench.report.scores import ScoredStudy, Scores, Setting
 from pausebench.report.statistics import (
     Comparison,
     Summary,
@@ -23,10 +22,14 @@ from pausebench.report.statistics import (
     summarise,
     verdict,
 )
+from pausebench.study.study import Arm, Primary
+from pausebench.tasks import published
 
-RELAY_CHANCE = 1 / 8
-RELAY_TOLERANCE = 0.01
-METRIC_OF_RELAY = "token_accuracy"
+RELAY_CHANCE = 1 / 8  # of the default alphabet of eight letters; a result that names its own chance wins
+RELAY_TOLERANCE = 0.01  # over twice the standard error of 1,000 test answers at chance
+
+# Fewer seeds may all get stuck, or all not, and pass a corrected t test by luck: measured in docs/statistics.md.
+ENOUGH_SEEDS = 5
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,56 @@ class InstrumentCheck:
     sentence: str
     points: tuple[tuple[int, Summary], ...] = ()
     chance: float = RELAY_CHANCE
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """One planned comparison, and what it says.
+
+    adjusted_p: Holm's over its family, the primary or the secondary one.
+    selection: how it was picked among several K of its task, "" where it was not.
+    """
+
+    setting: Setting
+    treatment: Scores
+    control: Scores
+    comparison: Comparison
+    adjusted_p: float | None = None
+    selection: str = ""
+
+    @classmethod
+    def of(cls, setting: Setting, treatment: Scores, control: Scores) -> Contrast:
+        return cls(setting, treatment, control, paired_comparison(treatment.values(), control.values()))
+
+    @property
+    def direction(self) -> int:
+        """1 or -1 where the corrected test settles which arm scores higher, 0 where it does not."""
+        return direction(self.comparison, self.adjusted_p)
+
+    @property
+    def planned_seeds(self) -> int:
+        """How many seeds the plan has for both arms; `comparison.n` of them have both scores."""
+        return len(self.treatment.seeds & self.control.seeds)
+
+    @property
+    def identity(self) -> tuple[frozenset[str], frozenset[str]]:
+        """The runs on both sides: panels share cells, so two panels may ask for the same comparison."""
+        return self.treatment.names, self.control.names
+
+    @property
+    def treatment_words(self) -> str:
+        """What tells a treatment from the other treatments of its family: `K=10`, `K=50, prepended`."""
+        arm = self.treatment.arm
+        return arm.label.removeprefix(arm.variant).strip() or arm.variant
+
+    @property
+    def published_difference(self) -> float | None:
+        """The difference of the printed means, where both are printed in the metric that ours are in."""
+        metric = published.headline(self.setting.scored.study.published, self.setting.task)
+        if self.treatment.headline not in (None, metric):
+            return None
+        treatment, control = (self.setting.published(arm, metric) for arm in (self.treatment.arm, self.control.arm))
+        return treatment.mean - control.mean if treatment and control else None
 
 
 @dataclass(frozen=True)
@@ -58,26 +111,22 @@ class Family:
     best: tuple[Contrast, ...]
 
 
-def check_instrument(study: Study) -> InstrumentCheck:
+def check_instrument(scored: ScoredStudy) -> InstrumentCheck:
     """Relay accuracy must be at chance without pauses and rise with K; if not, no other number of the study counts."""
-    cells = [cell for panel in study.of_kind("bottleneck") for cell in panel.cells]
-    if not cells:
+    table = scored.table[scored.table.panel.isin([panel.id for panel in scored.study.of_kind("bottleneck")])]
+    if table.empty:
         return InstrumentCheck("absent", "This study has no instrument check of its own.")
-    values: dict[int, list[float]] = {cell.arm.k: [] for cell in sorted(cells, key=lambda cell: cell.arm.k)}
-    for cell in cells:
-        if cell.result is not None:
-            values[cell.arm.k].append(cell.result.metrics.get(METRIC_OF_RELAY, cell.result.value))
-    chance = next(
-        (cell.result.chance for cell in cells if cell.result and cell.result.chance),
-        RELAY_CHANCE,
-    )
-    points = tuple((k, summarise(scores)) for k, scores in values.items())
+    table = table.assign(k=[arm.k for arm in table.arm])
+    by_k = table[(table.metric == table.headline) | table.metric.isna()].groupby("k")
+    points = tuple((int(k), summarise(list(rows.value.dropna()))) for k, rows in by_k)
+    told = table.chance.dropna()
+    chance = float(told.iloc[0]) if len(told) else RELAY_CHANCE
     means = [(k, summary.mean) for k, summary in points if summary.mean is not None]
     listed = ", ".join(f"{mean:.3f} at K={k}" for k, mean in means)
-    problems = _instrument_problems(means, chance)
-    if problems:
+    if problems := _instrument_problems(means, chance):
         return InstrumentCheck("failed", f"{'; '.join(problems)} (measured: {listed})", points, chance)
-    missing = sum(cell.result is None for cell in cells)
+    cells = table.drop_duplicates("name")
+    missing = int(cells.problem.notna().sum())
     if missing or len(means) < 2 or means[0][0] != 0:
         reason = f"{missing} of {len(cells)} relay cells are missing" if missing else "it needs K=0 and one K above"
         sentence = f"The instrument check is incomplete: {reason} (measured: {listed or 'nothing'})"
@@ -99,233 +148,129 @@ def _instrument_problems(means: Sequence[tuple[int, float]], chance: float) -> l
     return problems
 
 
-def primary_family(study: Study) -> Family:
+def primary_family(scored: ScoredStudy) -> Family:
     """The comparisons that were fixed in advance, whatever their sign."""
-    primary = study.primary
-    panel = next((panel for panel in study.panels if primary and panel.id == primary.panel), None)
+    primary = scored.study.primary
+    panel = next((panel for panel in scored.study.panels if primary and panel.id == primary.panel), None)
     if primary is None or panel is None:
         return Family("This study fixed no primary comparison in advance.", None, (), ())
-    tasks = dict.fromkeys(cell.task for cell in panel.cells if primary.task in (None, cell.task))
     contrasts: list[Contrast] = []
     picked: list[int] = []
-    for task in tasks:
-        setting = panel.pooled(task)
-        assert setting is not None, "the task comes from the panel's own cells"
-        arms = panel.scores(setting)
-        control = next((arm for arm in arms if arm.arm.variant == primary.control), None)
-        of_task = [
-            _contrast(panel, setting, treatment, control)
-            for treatment in arms
-            if control is not None and treatment.arm.variant == primary.treatment
-        ]
+    # The first setting of a task covers all its worlds.
+    pooled = {setting.task: setting for setting in reversed(scored.settings(panel))}
+    for task in dict.fromkeys(cell.task for cell in panel.cells if primary.task in (None, cell.task)):
+        setting = pooled[task]
+        control = next((scores for scores in setting.arms if scores.arm.variant == primary.control), None)
+        treatments = [scores for scores in setting.arms if scores.arm.variant == primary.treatment]
+        of_task = [Contrast.of(setting, scores, control) for scores in treatments if control is not None]
         best = _highest(of_task)
         if best is not None:
             picked.append(len(contrasts) + best)
-            of_task[best] = replace(of_task[best], selection=selection([contrast.treatment for contrast in of_task]))
+            of_task[best] = replace(of_task[best], selection=selection(treatments))
         contrasts += of_task
     if not contrasts:
         return Family("The plan has no cells for its primary comparison.", None, (), ())
     corrected = _corrected(contrasts)
     if len(corrected) == 1:
-        sentence, power = sentence_of_one(primary, corrected[0]), power_line(corrected[0].comparison)
+        sentence, power = _sentence_of_one(primary, corrected[0]), power_line(corrected[0].comparison)
     else:
-        sentence = sentence_of_many(primary, corrected)
+        sentence = _sentence_of_many(primary, corrected)
         power = family_power_line([contrast.comparison for contrast in corrected])
     return Family(sentence, power, corrected, tuple(corrected[place] for place in picked))
 
 
 def _corrected(contrasts: Sequence[Contrast]) -> tuple[Contrast, ...]:
     adjusted = holm([contrast.comparison.p for contrast in contrasts])
-    return tuple(
-        replace(contrast, adjusted_p=p, family=len(contrasts)) for contrast, p in zip(contrasts, adjusted, strict=True)
-    )
+    return tuple(replace(contrast, adjusted_p=p) for contrast, p in zip(contrasts, adjusted, strict=True))
 
 
 def _highest(contrasts: Sequence[Contrast]) -> int | None:
     """The place of the highest treatment mean among several K; the plan's first of equals. None without a choice."""
-    if len({contrast.treatment.arm.k for contrast in contrasts}) < len(contrasts):
+    if len({contrast.treatment.arm.counts for contrast in contrasts}) < len(contrasts):
         return None  # prepended and appended: nobody takes the better of them
-    means = {
-        place: math.fsum(values.values()) / len(values)
-        for place, contrast in enumerate(contrasts)
-        if (values := contrast.treatment.values)
-    }
+    found = ((place, contrast.treatment.summary().mean) for place, contrast in enumerate(contrasts))
+    means = {place: mean for place, mean in found if mean is not None}
     return max(means, key=lambda place: means[place]) if len(contrasts) > 1 and means else None
 
 
-def secondary_contrasts(study: Study) -> list[Contrast]:
+def secondary_contrasts(scored: ScoredStudy) -> list[Contrast]:
     """Every other planned comparison, each pair of arms once, with p-values Holm-corrected over all of them."""
-    seen = {_identity(contrast) for contrast in primary_family(study).contrasts}
+    seen = {contrast.identity for contrast in primary_family(scored).contrasts}
     contrasts = []
-    for panel in study.of_kind("variants", "placement", "controls", "k_curve", "m_curve", "filler"):
-        for setting in panel.settings():
-            for treatment in panel.scores(setting):
-                for control in _controls(study, panel, setting, treatment.arm):
-                    contrast = _contrast(panel, setting, treatment, control)
-                    if control.names != treatment.names and _identity(contrast) not in seen:
-                        seen.add(_identity(contrast))
-                        contrasts.append(contrast)
+    for setting in scored.settings_of("variants", "placement", "controls", "k_curve", "m_curve", "filler"):
+        for treatment in setting.arms:
+            for control in _controls(setting, treatment.arm):
+                if control.names == treatment.names or (treatment.names, control.names) in seen:
+                    continue
+                seen.add((treatment.names, control.names))
+                contrasts.append(Contrast.of(setting, treatment, control))
     return list(_corrected(contrasts))
 
 
-def _identity(contrast: Contrast) -> tuple[frozenset[str], frozenset[str]]:
-    return contrast.treatment.names, contrast.control.names
-
-
-def _contrast(panel: Panel, setting: Setting, treatment: Scores, control: Scores) -> Contrast:
-    return Contrast(
-        panel=panel.title,
-        setting=setting,
-        treatment=treatment,
-        control=control,
-        treatment_label=full_label(treatment.arm),
-        control_label=full_label(control.arm),
-        comparison=paired_comparison(treatment.values, control.values),
-    )
-
-
-def _controls(study: Study, panel: Panel, setting: Setting, arm: Arm) -> list[Scores]:
+def _controls(setting: Setting, arm: Arm) -> list[Scores]:
     """What an arm is compared with: no pauses at all and, by the panel's kind, what differs from it in one thing."""
-    arms = panel.scores(setting)
-    if panel.kind in ("m_curve", "filler"):
-        found = [as_finetuned(study, panel, setting, arm)]
+    kind = setting.panel.kind
+    if kind in ("m_curve", "filler"):
+        found = [as_finetuned(setting, arm)]
     else:
-        own = [other for other in arms if not other.arm.control]
-        plain = [other for other in own if other.arm.k == 0]
-        of_kind = {other.arm.pretraining: other for other in reversed(plain)}
-        found = [of_kind.get("std") or of_kind.get(arm.pretraining)]
-        if panel.kind == "placement" and arm.placement == "prepend":
-            same = replace(arm, placement="append")
-            found.append(next((other for other in own if other.arm == same), None))
-        if panel.kind == "controls" and arm.control:
+        own = [other for other in setting.arms if not other.arm.control]
+        plain = {other.arm.pretraining: other for other in reversed(own) if other.arm.k == 0}
+        found = [plain.get("std") or plain.get(arm.pretraining)]
+        if kind == "placement" and arm.placement == "prepend":
+            appended = replace(arm, placement="append")
+            found.append(next((other for other in own if other.arm == appended), None))
+        if kind == "controls" and arm.control:
             full = [other for other in own if other.arm.variant == "PausePT_PauseFT"]
             of_k = [other for other in full if other.arm.k == (arm.control_k or arm.k)]
             found.append(next(iter(of_k or full), None))
     return [other for other in found if other is not None]
 
 
-def as_finetuned(study: Study, panel: Panel, setting: Setting, arm: Arm) -> Scores | None:
+def _here_or_primary(setting: Setting) -> Sequence[Scores]:
+    """The arms of a setting, then those of the primary panel in the same task and worlds."""
+    study = setting.scored.study
+    others = setting.elsewhere(panel for panel in study.panels if study.primary and panel.id == study.primary.panel)
+    return [scores for source in (setting, *others) for scores in source.arms]
+
+
+def as_finetuned(setting: Setting, arm: Arm) -> Scores | None:
     """The same finetuned model evaluated with M = K, from this panel or else from the primary one."""
-    primary = study.primary.panel if study.primary else ""
-    for source in (panel, *(other for other in study.panels if other.id == primary)):
-        for other in source.scores(setting):
-            same = (other.arm.variant, other.arm.k, other.arm.prefix) == (
-                arm.variant,
-                arm.k,
-                arm.prefix,
-            )
-            if same and other.arm.mt == other.arm.k:
-                return other
+    for scores in _here_or_primary(setting):
+        other = scores.arm
+        if (other.variant, other.counts, other.prefix, other.mt) == (arm.variant, arm.counts, arm.prefix, arm.k):
+            return scores
     return None
 
 
-def baseline(study: Study, panel: Panel, setting: Setting) -> Scores | None:
+def baseline(setting: Setting) -> Scores | None:
     """StdPT_StdFT (standard pretraining, no pauses anywhere) in this setting, from this panel or the primary one."""
-    primary = study.primary.panel if study.primary else ""
-    for source in (panel, *(other for other in study.panels if other.id == primary)):
-        for scores in source.scores(setting):
-            if scores.arm.pretraining == "std" and scores.arm.k == 0 and scores.arm.mt == 0:
-                return scores
-    return None
+    plain = (
+        scores for scores in _here_or_primary(setting) if scores.arm.variant == "StdPT_StdFT" and not scores.arm.mt
+    )
+    return next(plain, None)
 
 
-def full_label(arm: Arm) -> str:
-    """An arm with everything that may differ: `PausePT_PauseFT K=8 M=4`, `StdPT_StdFT (shifted, K=8)`."""
-    parts = [arm.variant]
-    if arm.k:
-        parts.append(f"K={arm.k}")
-    if arm.mt != arm.k:
-        parts.append(f"M={arm.mt}" if arm.filler in ("", "<pause>") else f"M={arm.mt} of {arm.filler}")
-    if arm.placement == "prepend":
-        parts[-1] += ", prepended"
-    if arm.control:
-        parts.append(f"({arm.control}, K={arm.control_k})" if arm.control_k else f"({arm.control})")
-    return " ".join(parts)
-
-
-def pretraining_label(arm: Arm) -> str:
-    """`StdPT`, `PausePT` or `NoPT`."""
-    return PRETRAINING_NAMES.get(arm.pretraining, arm.pretraining)
-
-
-def filler_label(arm: Arm) -> str:
-    """What is inserted at inference: `8 x <pause>`."""
-    return f"{arm.mt} x {arm.filler}" if arm.mt else "nothing added"
-
-
-def missing_line(study: Study) -> str | None:
+def missing_line(scored: ScoredStudy) -> str | None:
     """How many cells are missing and the command that fills them; None when the study is complete."""
-    missing = len(study.missing())
-    return f"{missing} of {len(study.cells())} cells are missing; next: {study.command}" if missing else None
-
-
-def group_unplanned(cells: Sequence[Cell]) -> list[tuple[Setting, Scores, str]]:
-    """Evaluated runs outside any plan as (setting, scores over seeds, model), grouped by everything but the seed."""
-    groups: dict[tuple[str, str, str, Arm], list[Cell]] = {}
-    for cell in cells:
-        model = cell.result.model if cell.result else ""
-        groups.setdefault((cell.task, cell.world, model, cell.arm), []).append(cell)
-    rows = []
-    for (task, world, model, _), members in groups.items():
-        setting = Setting(task, (world,))
-        rows.append((setting, Panel("", "other", "", tuple(members)).scores(setting)[0], model))
-    return sorted(rows, key=lambda row: (row[0].label, row[2], full_label(row[1].arm)))
-
-
-# ------------------------------
-# One comparison of two arms, and the words for one and for a family of them.
-
-# Below it a few runs that all got stuck, or all did not, pass a corrected t test: measured in docs/statistics.md.
-ENOUGH_SEEDS = 5
-
-
-@dataclass(frozen=True)
-class Contrast:
-    """One planned comparison, and what it says.
-
-    adjusted_p: Holm's over its family, the primary or the secondary one. family: the number of comparisons in it.
-    selection: how it was picked among several K of its task, "" where it was not.
-    """
-
-    panel: str
-    setting: Setting
-    treatment: Scores
-    control: Scores
-    treatment_label: str
-    control_label: str
-    comparison: Comparison
-    adjusted_p: float | None = None
-    family: int = 1
-    selection: str = ""
-
-    @property
-    def direction(self) -> int:
-        """1 or -1 where the corrected test settles which arm scores higher, 0 where it does not."""
-        return direction(self.comparison, self.adjusted_p)
-
-    @property
-    def verdict(self) -> str:
-        """What the comparison says in words, by its corrected p-value."""
-        return verdict(self.comparison, self.treatment_label, self.control_label, self.adjusted_p, self.family)
-
-    @property
-    def planned_seeds(self) -> int:
-        """How many seeds the plan has for both arms; `comparison.n` of them are in."""
-        return len({cell.seed for cell in self.treatment.cells} & {cell.seed for cell in self.control.cells})
+    missing = len(scored.missing())
+    if not missing:
+        return None
+    return f"{missing} of {len(scored.cells)} cells are missing; next: {scored.study.command}"
 
 
 def selection(arms: Sequence[Scores]) -> str:
     """How one of several arms that differ in K was picked: by the highest score."""
-    word = "better" if len({scores.arm.k for scores in arms}) == 2 else "best"
+    word = "better" if len({scores.arm.counts for scores in arms}) == 2 else "best"
     missing = ", some runs missing" if any(scores.missing for scores in arms) else ""
     return f"{word} of {_pauses(arms)}, chosen on the test set{missing}"
 
 
 def _pauses(arms: Sequence[Scores]) -> str:
-    return f"K = {', '.join(str(k) for k in sorted({scores.arm.k for scores in arms}))}"
+    counts = {scores.arm.counts: None for scores in sorted(arms, key=lambda scores: scores.arm.k)}
+    return f"K = {', '.join(counts)}"
 
 
-def sentence_of_one(primary: Primary, contrast: Contrast) -> str:
+def _sentence_of_one(primary: Primary, contrast: Contrast) -> str:
     """The verdict of a family of one, and whether seeds are still to come."""
     words = verdict(contrast.comparison, primary.treatment, primary.control)
     sentence = f"{primary.treatment} against {primary.control} on {contrast.setting.label}: {words}."
@@ -334,7 +279,7 @@ def sentence_of_one(primary: Primary, contrast: Contrast) -> str:
     return sentence
 
 
-def sentence_of_many(primary: Primary, contrasts: Sequence[Contrast]) -> str:
+def _sentence_of_many(primary: Primary, contrasts: Sequence[Contrast]) -> str:
     """How many comparisons the corrected test settles, in which direction and where, and what is left open and why."""
     pauses = _pauses([contrast.treatment for contrast in contrasts])
     tasks = {contrast.setting.task for contrast in contrasts}

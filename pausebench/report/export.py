@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from pausebench.report import published
-from pausebench.report.comparisons import Contrast, Family, full_label
+from pausebench.report.comparisons import Contrast
 from pausebench.report.figures import Drawing
-from pausebench.report.scores import Panel, Scores, Setting, Study
-from pausebench.report.statistics import summarise
-from pausebench.report.tables import Sheet, metric_values, published_difference
+from pausebench.report.scores import NLL, ScoredStudy, Scores, Setting
+from pausebench.report.tables import Sheet
 from pausebench.runs.folder import disk_error, write_atomically
+from pausebench.study.study import Study
+from pausebench.tasks import published
 
 COORDINATES = ("task", "world", "variant", "k", "m", "placement", "filler", "control", "prefix")
 COMPARISON_COLUMNS = (
@@ -32,10 +32,9 @@ WIDE = 5  # so many columns do not fit a page's text width
 
 def write_exports(
     folder: Path,
-    study: Study,
+    scored: ScoredStudy,
     sheets: Sequence[Sheet],
-    family: Family,
-    secondary: Sequence[Contrast],
+    contrasts: Mapping[str, Sequence[Contrast]],
     drawings: Sequence[Drawing],
 ) -> None:
     """Fill a study's folder and drop the figures of an earlier report that it no longer has.
@@ -47,10 +46,10 @@ def write_exports(
         pictures.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise disk_error(pictures, error) from None
-    write_atomically(folder / "table.md", _bytes(as_markdown(study.title, sheets)))
-    write_atomically(folder / "table.tex", _bytes(as_latex(study.title, sheets)))
-    write_atomically(folder / "table.csv", _bytes(as_csv(study)))
-    write_atomically(folder / "comparisons.csv", _bytes(comparisons_csv(study, family, secondary)))
+    write_atomically(folder / "table.md", _bytes(as_markdown(scored.study.title, sheets)))
+    write_atomically(folder / "table.tex", _bytes(as_latex(scored.study.title, sheets)))
+    write_atomically(folder / "table.csv", _bytes(as_csv(scored)))
+    write_atomically(folder / "comparisons.csv", _bytes(comparisons_csv(contrasts)))
     for drawing in drawings:
         write_atomically(pictures / f"{drawing.name}.svg", _bytes(drawing.standalone))
         write_atomically(pictures / f"{drawing.name}.png", drawing.png)
@@ -148,53 +147,52 @@ def as_latex(title: str, sheets: Iterable[Sheet]) -> str:
     return "\n\n".join(blocks) + "\n"
 
 
-def as_csv(study: Study) -> str:
+def as_csv(scored: ScoredStudy) -> str:
     """Long form: one row an arm of a task and metric, `target_nll` (nats a token) among the metrics."""
-    seeds = sorted({cell.seed for panel in study.panels for cell in panel.cells} | set(study.seeds))
+    seeds = sorted({*scored.table.seed, *scored.study.seeds})
     head = [
         "study", "panel", "kind", *COORDINATES, "metric", "mean", "deviation", "n", "planned",
         "published_mean", "published_deviation", "published_metric", "inference_flops", *(f"seed_{s}" for s in seeds),
     ]  # fmt: skip
     rows = [
-        [study.result, panel.id, panel.kind, *row]
-        for panel in study.panels
-        for setting in panel.settings()
-        for scores in panel.scores(setting)
-        for row in _metric_rows(study, panel, setting, scores, seeds)
+        [scored.study.result, panel.id, panel.kind, *row]
+        for panel in scored.study.panels
+        for setting in scored.settings(panel)
+        for scores in setting.arms
+        for row in _metric_rows(setting, scores, seeds)
     ]
     return _csv([head, *rows])
 
 
-def _metric_rows(study: Study, panel: Panel, setting: Setting, scores: Scores, seeds: Sequence[int]) -> list[list[Any]]:
-    arm, headline = scores.arm, panel.metrics(setting)[0]
-    where = [setting.task, "+".join(setting.worlds), arm.variant, arm.k, arm.mt, arm.placement, arm.filler]
-    names = list(dict.fromkeys(name for cell in scores.cells if cell.result for name in cell.result.metrics))
-    names = list(dict.fromkeys([headline or "", *names]))
-    rows = []
-    for name in [*names, *(["target_nll"] if scores.nll else [])]:
-        values = scores.nll if name == "target_nll" else metric_values(scores, setting, name or None)
-        summary = summarise(list(values.values()))
-        figure = published.of_arm(study.published, setting.task, name, arm)
-        printed = [figure.mean, figure.deviation] if figure else [None, None]
-        theirs = published.name_of_metric(setting.task, name) if figure else None
-        planned = len({cell.seed for cell in scores.cells})
-        ours = [name, summary.mean, summary.deviation, summary.n, planned]
+def _metric_rows(setting: Setting, scores: Scores, seeds: Sequence[int]) -> Iterator[list[Any]]:
+    arm = scores.arm
+    k = arm.counts if arm.k_range else arm.k
+    where = [setting.task, "+".join(setting.worlds), arm.variant, k, arm.mt, arm.placement, arm.filler]
+    names = dict.fromkeys([setting.metric or "", *scores.rows.metric.dropna()])
+    if names.pop(NLL, True) is None and scores.values(NLL):
+        names[NLL] = None  # the last, in every arm
+    for name in names:
+        values, summary = scores.values(name), scores.summary(name)
+        figure = setting.published(arm, name)
+        printed = (
+            [figure.mean, figure.deviation, published.name_of_metric(setting.task, name)] if figure else [None] * 3
+        )
+        ours = [name, summary.mean, summary.deviation, summary.n, len(scores.seeds)]
         single = [values.get(seed) for seed in seeds]
-        rows.append([*where, arm.control, arm.prefix, *ours, *printed, theirs, scores.inference_flops, *single])
-    return rows
+        yield [*where, arm.control, arm.prefix, *ours, *printed, scores.mean_of("inference_flops"), *single]
 
 
-def comparisons_csv(study: Study, family: Family, secondary: Sequence[Contrast]) -> str:
+def comparisons_csv(contrasts: Mapping[str, Sequence[Contrast]]) -> str:
     """One row a planned comparison; `p_holm` is corrected over its family (`primary` or `secondary`)."""
     rows = []
-    for name, contrasts in (("primary", family.contrasts), ("secondary", secondary)):
-        for contrast in contrasts:
-            c = contrast.comparison
+    for family, members in contrasts.items():
+        for contrast in members:
+            c, setting = contrast.comparison, contrast.setting
             low, high = c.interval or (None, None)
-            where = [contrast.panel, contrast.setting.task, "+".join(contrast.setting.worlds)]
-            sides = [full_label(contrast.treatment.arm), full_label(contrast.control.arm)]
+            where = [setting.panel.title, setting.task, "+".join(setting.worlds)]
+            sides = [contrast.treatment.arm.label, contrast.control.arm.label]
             tested = [c.n, c.difference, low, high, c.p, contrast.adjusted_p, c.effect_size, c.smallest_detectable]
-            rows.append([name, *where, *sides, *tested, published_difference(study, contrast)])
+            rows.append([family, *where, *sides, *tested, contrast.published_difference])
     return _csv([list(COMPARISON_COLUMNS), *rows])
 
 

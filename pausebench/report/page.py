@@ -11,8 +11,9 @@ import hashlib
 import json
 import re
 import shlex
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from importlib.resources import files
 from itertools import islice
@@ -20,23 +21,36 @@ from pathlib import Path
 from typing import Any
 
 from pausebench.report import comparisons, export, figures, statistics, tables
-from pausebench.report.comparisons import Contrast, Family, full_label
+from pausebench.report.comparisons import Contrast, Family
 from pausebench.report.figures import Plot
-from pausebench.report.scores import Cell, Panel, Scores, Setting, Study, load_studies, load_unplanned, read_if_whole
+from pausebench.report.scores import Other, ScoredStudy, Scores, load_studies, load_unplanned
 from pausebench.report.statistics import report_extra
-from pausebench.report.tables import Group, Line, Sheet, controls_sheet, treatment_words
-from pausebench.runs.folder import disk_error, write_atomically
+from pausebench.report.tables import Group, Line, Sheet
+from pausebench.runs.folder import disk_error, read_if_whole, write_atomically
+from pausebench.study.study import Panel, Study
 
 EXAMPLE_ROWS = 5
-# What keeps the page of a large study small and quick; each cut is said where it is made.
-MOST_FIGURES = 150
-MOST_FIGURES_A_STUDY = 60
-FEWEST_FIGURES_A_STUDY = 12
-MOST_ROWS = 200
-MOST_TRAINING_SETTINGS = 12
-MOST_TRAINING_RUNS = 1_000
 
-Other = tuple[Setting, Scores, str]
+
+@dataclass(frozen=True)
+class Limits:
+    """What keeps the page of a large study small and quick; each cut is said where it is made.
+
+    figures: of the page, shared between its studies within the two bounds of one study.
+    """
+
+    figures: int = 150
+    most_of_a_study: int = 60
+    fewest_of_a_study: int = 12
+    rows: int = 200
+    training_settings: int = 12
+    training_runs: int = 1_000
+
+    def figures_of(self, studies: int) -> int:
+        return min(self.most_of_a_study, max(self.fewest_of_a_study, self.figures // max(1, studies)))
+
+
+LIMITS = Limits()
 
 
 @dataclass(frozen=True)
@@ -52,11 +66,11 @@ class Part:
 class StudyView:
     """Everything the template needs of one study, computed. `undrawn` counts the figures there was no room for."""
 
-    study: Study
+    scored: ScoredStudy
     folder: str
     instrument: comparisons.InstrumentCheck
     relay: Plot | None
-    family: comparisons.Family
+    family: Family
     comparisons: Sheet | None
     parts: tuple[Part, ...]
     curves: tuple[Plot, ...]
@@ -67,8 +81,12 @@ class StudyView:
     pairs: tuple[Pair, ...]
     embedded: str
     secondary: tuple[Contrast, ...]
-    missing: tuple[tuple[Cell, str], ...]
-    provenance: Provenance
+    missing: tuple[MissingCell, ...]
+    origins: dict[str, tuple[str, ...]]
+
+    @property
+    def study(self) -> Study:
+        return self.scored.study
 
     def plots(self) -> list[Plot]:
         """Every figure of the study, in the page's order."""
@@ -77,30 +95,27 @@ class StudyView:
 
     def sheets(self) -> list[Sheet]:
         """Every table that is exported: what is on the page, and the numbers of each curve."""
-        found = [self.comparisons] if self.comparisons else []
-        for part in self.parts:
-            found += [part.sheet, *([part.detail] if part.detail else [])]
-        return found + [_numbers(plot) for plot in (*self.curves, *self.costs)]
+        own = [sheet for part in self.parts for sheet in (part.sheet, part.detail)]
+        curves = [_numbers(plot) for plot in (*self.curves, *self.costs)]
+        return [sheet for sheet in (self.comparisons, *own, *curves) if sheet]
 
 
-def read_runs(runs: Path, result: str | None) -> tuple[list[Study], list[Other]]:
+def read_runs(runs: Path, result: str | None) -> tuple[list[ScoredStudy], list[Other]]:
     """The studies under `runs`, or the one named `result`; in the first case also the evaluated runs outside any plan.
 
     Raises BadInput when there is nothing to report.
     """
     studies = load_studies(runs, result)
-    return studies, comparisons.group_unplanned(load_unplanned(runs, studies)) if result is None else []
+    return studies, load_unplanned(runs, studies) if result is None else []
 
 
-def write_page(runs: Path, studies: Sequence[Study], others: Sequence[Other]) -> Path:
+def write_page(runs: Path, studies: Sequence[ScoredStudy], others: Sequence[Other], limits: Limits = LIMITS) -> Path:
     """Write `runs/report/index.html` and a folder of exports for each study; each file in one step.
 
     Returns the path of the page. Raises RunFailed when the disk does not take a file.
     """
-    each = min(MOST_FIGURES_A_STUDY, max(FEWEST_FIGURES_A_STUDY, MOST_FIGURES // max(1, len(studies))))
-    most_bytes = min(MOST_BYTES, MOST_BYTES_A_PAGE // max(1, len(studies)))
-    names = export.folder_names(studies)
-    views = [_view(study, name, _Easel(each), most_bytes) for study, name in zip(studies, names, strict=True)]
+    names = export.folder_names([scored.study for scored in studies])
+    views = [_view(scored, name, limits, len(studies)) for scored, name in zip(studies, names, strict=True)]
     script = _template_text("browser.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     page = (
@@ -108,13 +123,13 @@ def write_page(runs: Path, studies: Sequence[Study], others: Sequence[Other]) ->
         .get_template("page.html.jinja")
         .render(
             views=views,
-            others=others[:MOST_ROWS],
-            others_left=max(0, len(others) - MOST_ROWS),
+            others=others[: limits.rows],
+            others_left=max(0, len(others) - limits.rows),
             style=_template_text("style.css"),
             script=script,
             script_hash=digest,
             example_rows=EXAMPLE_ROWS,
-            most_rows=MOST_ROWS,
+            most_rows=limits.rows,
         )
     )
     path = runs / "report" / "index.html"
@@ -124,9 +139,8 @@ def write_page(runs: Path, studies: Sequence[Study], others: Sequence[Other]) ->
         raise disk_error(path, error) from None
     for view in views:
         drawings = [plot.drawing for plot in view.plots()]
-        export.write_exports(
-            path.parent / view.folder, view.study, view.sheets(), view.family, view.secondary, drawings
-        )
+        contrasts = {"primary": view.family.contrasts, "secondary": view.secondary}
+        export.write_exports(path.parent / view.folder, view.scored, view.sheets(), contrasts, drawings)
     # A lone surrogate in a run's text is valid in JSON and in no file.
     write_atomically(path, page.encode("utf-8", "replace"))
     return path
@@ -151,9 +165,7 @@ def _environment() -> Any:
         interval=statistics.interval,
         effect=tables.effect_text,
         p_value=statistics.p_value,
-        label=comparisons.full_label,
         capfirst=lambda text: text[:1].upper() + text[1:],
-        summary=lambda values: statistics.summarise(list(values.values())),
         markup=report_extra("markupsafe").Markup,
     )
     return environment
@@ -176,27 +188,23 @@ class _Easel:
         return tuple(plots)
 
 
-def _view(study: Study, folder: str, easel: _Easel, most_bytes: int) -> StudyView:
-    instrument = comparisons.check_instrument(study)
-    family = comparisons.primary_family(study)
-    panels = study.of_kind("variants", "placement", "controls")
-    pairs = tuple(primary_pairs(study, family))
+def _view(scored: ScoredStudy, folder: str, limits: Limits, studies: int) -> StudyView:
+    study, easel = scored.study, _Easel(limits.figures_of(studies))
+    instrument = comparisons.check_instrument(scored)
+    family = comparisons.primary_family(scored)
+    pairs = tuple(primary_pairs(scored, family))
     # In the order of their worth: what is drawn last is left out first.
-    parts = tuple(_part(study, panel, easel) for panel in panels)
-    curves = easel.draw(_curve_jobs(study))
-    costs = easel.draw(
-        partial(figures.cost, study, panel, setting)
-        for panel in study.of_kind("variants", "placement")
-        for setting in panel.settings()
-    )
-    training, untrained = _training(study, easel)
+    parts = tuple(_part(scored, panel, easel) for panel in study.of_kind("variants", "placement", "controls"))
+    curves = easel.draw(_curve_jobs(scored))
+    costs = easel.draw(partial(figures.cost, setting) for setting in scored.settings_of("variants", "placement"))
+    training, untrained = _training(scored, easel, limits)
     return StudyView(
-        study=study,
+        scored=scored,
         folder=folder,
         instrument=instrument,
-        relay=figures.relay_curve(study, instrument) if instrument.points else None,
+        relay=figures.relay_curve(study.result, instrument) if instrument.points else None,
         family=family,
-        comparisons=tables.family_sheet(study, family) if len(family.contrasts) > 1 else None,
+        comparisons=tables.family_sheet(family, study.published) if len(family.contrasts) > 1 else None,
         parts=parts,
         curves=curves,
         costs=costs,
@@ -204,61 +212,52 @@ def _view(study: Study, folder: str, easel: _Easel, most_bytes: int) -> StudyVie
         untrained=untrained,
         undrawn=easel.undrawn,
         pairs=pairs,
-        embedded=embedded(pairs, most_bytes),
-        secondary=tuple(comparisons.secondary_contrasts(study)),
-        missing=missing_cells(study, MOST_ROWS),
-        provenance=provenance(study),
+        embedded=embedded(pairs, min(MOST_BYTES, MOST_BYTES_A_PAGE // max(1, studies))),
+        secondary=tuple(comparisons.secondary_contrasts(scored)),
+        missing=missing_cells(scored, limits.rows),
+        origins=origins(scored),
     )
 
 
-def _part(study: Study, panel: Panel, easel: _Easel) -> Part:
-    sheet: Callable[[], Sheet]
-    bars: Callable[[Study, Panel, Setting], Plot]
+def _part(scored: ScoredStudy, panel: Panel, easel: _Easel) -> Part:
     detail = None
     if panel.kind == "controls":
-        sheet, bars = partial(controls_sheet, study, panel), figures.control_bars
+        sheet, bars = tables.controls_sheet(scored, panel), figures.control_bars
     elif panel.kind == "placement":
-        sheet, bars = partial(tables.table2, study, panel), figures.placement_bars
-        detail = tables.arms_sheet(panel)
-    elif tables.like_table1(study, panel):
-        sheet, bars = partial(tables.table1, study, panel), figures.better_bars
-        detail = tables.arms_sheet(panel)
+        sheet, bars, detail = tables.table2(scored, panel), figures.placement_bars, tables.arms_sheet(scored, panel)
+    elif tables.like_table1(scored, panel):
+        sheet, bars, detail = tables.table1(scored, panel), figures.better_bars, tables.arms_sheet(scored, panel)
     else:
-        sheet, bars = partial(tables.arms_sheet, panel), figures.variant_bars
-    return Part(sheet(), easel.draw(partial(bars, study, panel, setting) for setting in panel.settings()), detail)
+        sheet, bars = tables.arms_sheet(scored, panel), figures.variant_bars
+    return Part(sheet, easel.draw(partial(bars, setting) for setting in scored.settings(panel)), detail)
 
 
-def _curve_jobs(study: Study) -> Iterable[Callable[[], Plot | None]]:
-    for panel in study.of_kind("k_curve", "m_curve", "filler"):
-        for setting in panel.settings():
-            if panel.kind == "m_curve":
-                for k in figures.counts_of(panel, setting):
-                    yield partial(figures.m_curve, study, panel, setting, k)
-            else:
-                draw = figures.k_curve if panel.kind == "k_curve" else figures.filler_bars
-                yield partial(draw, study, panel, setting)
+def _curve_jobs(scored: ScoredStudy) -> Iterator[Callable[[], Plot | None]]:
+    for setting in scored.settings_of("k_curve", "m_curve", "filler"):
+        if setting.panel.kind == "m_curve":
+            yield from (partial(figures.m_curve, setting, counts) for counts in figures.counts_of(setting))
+        else:
+            yield partial(figures.k_curve if setting.panel.kind == "k_curve" else figures.filler_bars, setting)
 
 
-def _training(study: Study, easel: _Easel) -> tuple[tuple[Plot, ...], str | None]:
+def _training(scored: ScoredStudy, easel: _Easel, limits: Limits) -> tuple[tuple[Plot, ...], str | None]:
     """The training curves, or why there are none."""
-    panels = study.of_kind("variants")
-    settings = [(panel, setting) for panel in panels for setting in panel.settings() if len(setting.worlds) == 1]
-    runs = {cell.result.finetune_run for panel in panels for cell in panel.cells if cell.result}
-    if len(settings) > MOST_TRAINING_SETTINGS or len(runs) > MOST_TRAINING_RUNS:
-        return (), f"Training curves are left out: {len(settings)} settings and {len(runs)} runs are too many to read."
-    worlds = dict.fromkeys(cell.world for panel in panels for cell in panel.cells)
-    jobs: list[Callable[[], Plot | None]] = [partial(figures.pretraining_curves, study, world) for world in worlds]
-    jobs += [partial(figures.finetuning_curves, study, panel, setting) for panel, setting in settings]
-    return easel.draw(jobs), None
+    settings = [setting for setting in scored.settings_of("variants") if len(setting.worlds) == 1]
+    panels = [panel.id for panel in scored.study.of_kind("variants")]
+    cells = scored.table[scored.table.panel.isin(panels)]
+    runs = cells[cells.problem.isna()].finetune_run.nunique(dropna=False)
+    if len(settings) > limits.training_settings or runs > limits.training_runs:
+        return (), f"Training curves are left out: {len(settings)} settings and {runs} runs are too many to read."
+    jobs: list[Callable[[], Plot | None]] = [
+        partial(figures.pretraining_curves, scored, world) for world in cells.world.unique()
+    ]
+    return easel.draw([*jobs, *(partial(figures.finetuning_curves, setting) for setting in settings)]), None
 
 
 def _numbers(plot: Plot) -> Sheet:
     lines = tuple(Line(row[0], row[1:]) for row in plot.rows)
     return Sheet(plot.title, plot.columns[0], plot.columns[1:], (Group("", lines),), (plot.caption,))
 
-
-# ------------------------------
-# What the models answered: treatment and control side by side on the first rows of the test set.
 
 ROWS_A_PAIR = 200
 MOST_PAIRS = 100
@@ -282,24 +281,44 @@ class Pair:
     answers: tuple[Answer, ...]
 
 
-def primary_pairs(study: Study, family: Family) -> list[Pair]:
+def primary_pairs(scored: ScoredStudy, family: Family) -> list[Pair]:
     """Of each primary comparison the finished seeds, the first ones where there are many; at most `MOST_PAIRS`."""
     pairs: list[Pair] = []
     # Only the controls of the task at hand are kept, and rows that runs share are kept once: rows of text add up.
     task, controls = "", dict[str, list[dict[str, Any]]]()
     shared: dict[tuple[tuple[str, str], ...], tuple[tuple[str, str], ...]] = {}
     seeds = max(1, MOST_PAIRS // max(1, len(family.contrasts)))
+    evaluate = scored.runs / "evaluate"
     for contrast in family.contrasts[:MOST_PAIRS]:
         if contrast.setting.task != task:
             task, controls = contrast.setting.task, {}
-        for control, treatment in islice(_shared(contrast), seeds):
-            if control.name not in controls:
-                controls[control.name] = read_predictions(study.runs / "evaluate" / control.name, ROWS_A_PAIR)
-            paused = read_predictions(study.runs / "evaluate" / treatment.name, ROWS_A_PAIR)
-            pair = _pair(contrast, control, treatment, controls[control.name], paused)
-            if pair.answers:
-                pairs.append(replace(pair, texts=shared.setdefault(pair.texts, pair.texts)))
+        both = _done(contrast.control).merge(_done(contrast.treatment), on=["seed", "world"], suffixes=("", "_paused"))
+        for row in both.sort_values(["seed", "world"]).head(seeds).itertuples():
+            if row.name not in controls:
+                controls[row.name] = read_predictions(evaluate / row.name, ROWS_A_PAIR)
+            texts, answers = _side_by_side(
+                controls[row.name], read_predictions(evaluate / row.name_paused, ROWS_A_PAIR)
+            )
+            if not answers:
+                continue
+            several = len(contrast.setting.worlds) > 1
+            place = f"{task} · {row.world}" if several else contrast.setting.label
+            pairs.append(
+                Pair(
+                    group=f"{place} · {contrast.treatment_words}",
+                    seed=row.seed,
+                    control=contrast.control.arm.label,
+                    treatment=contrast.treatment.arm.label,
+                    total=row.n_paused,
+                    texts=shared.setdefault(texts, texts),
+                    answers=answers,
+                )
+            )
     return pairs
+
+
+def _done(scores: Scores) -> Any:
+    return scores.cells[scores.cells.problem.isna()][["name", "seed", "world", "n"]]
 
 
 def embedded(pairs: Sequence[Pair], most_bytes: int = MOST_BYTES) -> str:
@@ -329,18 +348,9 @@ def read_predictions(run: Path, count: int) -> list[dict[str, Any]]:
     return rows
 
 
-def _shared(contrast: Contrast) -> Iterator[tuple[Cell, Cell]]:
-    control, treatment = (
-        {(cell.seed, cell.world): cell for cell in arm.cells if cell.result}
-        for arm in (contrast.control, contrast.treatment)
-    )
-    for key in sorted(control.keys() & treatment.keys()):
-        yield control[key], treatment[key]
-
-
-def _pair(
-    contrast: Contrast, control: Cell, treatment: Cell, plain: list[dict[str, Any]], pausing: list[dict[str, Any]]
-) -> Pair:
+def _side_by_side(
+    plain: Sequence[dict[str, Any]], pausing: Sequence[dict[str, Any]]
+) -> tuple[tuple[tuple[str, str], ...], tuple[Answer, ...]]:
     texts, answers = [], []
     for without, paused in zip(plain, pausing, strict=False):
         complete = all({"prefix", "target", "prediction"} <= row.keys() for row in (without, paused))
@@ -348,17 +358,7 @@ def _pair(
             texts.append((_text(paused["prefix"]), _text(paused["target"])))
             right = bool(without.get("correct")), bool(paused.get("correct"))
             answers.append((_text(without["prediction"]), _text(paused["prediction"]), *right))
-    several = len(contrast.setting.worlds) > 1
-    place = f"{control.task} · {control.world}" if several else contrast.setting.label
-    return Pair(
-        group=f"{place} · {treatment_words(contrast)}",
-        seed=control.seed,
-        control=full_label(control.arm),
-        treatment=full_label(treatment.arm),
-        total=treatment.result.n if treatment.result else None,
-        texts=tuple(texts),
-        answers=tuple(answers),
-    )
+    return tuple(texts), tuple(answers)
 
 
 def _text(value: Any) -> str:
@@ -370,91 +370,63 @@ def _text(value: Any) -> str:
 def _as_json(pairs: Sequence[Pair], rows: int) -> str:
     # Seeds and K mostly share the test rows, which are much longer than the answers.
     texts: dict[tuple[tuple[str, str], ...], int] = {}
-    shown = []
-    for pair in pairs:
-        place = texts.setdefault(pair.texts[:rows], len(texts))
-        shown.append(
-            {
-                "group": pair.group,
-                "seed": pair.seed,
-                "control": pair.control,
-                "treatment": pair.treatment,
-                "total": pair.total,
-                "texts": place,
-                "answers": pair.answers[:rows],
-            }
-        )
+    shown = [
+        vars(pair) | {"texts": texts.setdefault(pair.texts[:rows], len(texts)), "answers": pair.answers[:rows]}
+        for pair in pairs
+    ]
     text = json.dumps({"texts": list(texts), "pairs": shown}, separators=(",", ":"))
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return text
 
 
-# ------------------------------
-# What a study still lacks, with the commands that fill it, and where its numbers come from.
-
-
 @dataclass(frozen=True)
-class Provenance:
-    """Where the numbers come from: values seen in the finetune runs' manifests, with how many runs had each."""
+class MissingCell:
+    """A cell without a result, and the command that fills it."""
 
-    finetune_runs: int
-    devices: tuple[str, ...]
-    versions: tuple[str, ...]
+    label: str
+    place: str
+    seed: int
+    problem: str
+    name: str
+    command: str
 
 
-def missing_cells(study: Study, most: int) -> tuple[tuple[Cell, str], ...]:
+def missing_cells(scored: ScoredStudy, most: int) -> tuple[MissingCell, ...]:
     """The first `most` missing cells, each with the command that fills it: its own where the plan tells one."""
-    missing = study.missing()[:most]
-    if not missing:
-        return ()
-    plan = read_if_whole(study.runs / "reproduce" / study.result / "plan.json")
-    stages = plan["stages"] if isinstance(plan, dict) else []
+    study = scored.study
     planned = {
-        (stage["command"], cell["name"]): shlex.join(map(str, cell["overrides"]))
-        for stage in stages
-        for cell in stage["cells"]
+        (stage.command, name): shlex.join(words) for stage in study.stages for name, words in stage.overrides.items()
     }
     root = re.search(r" '?runs=.*$", study.command)
     suffix = root.group(0) if root else ""
     rows = []
-    for cell in missing:
+    for cell in scored.missing().head(most).itertuples():
         overrides = planned.get(("evaluate", cell.name))
         command = f"pausebench evaluate {overrides}{suffix}" if overrides else study.command
         words = shlex.split(overrides or "")
         run = next((Path(word[4:].strip("'")).name for word in words if word.startswith("run=")), "")
         trained = planned.get(("finetune", run))
-        if trained and not (study.runs / "finetune" / run / "result.json").is_file():
+        if trained and not (scored.runs / "finetune" / run / "result.json").is_file():
             command = f"pausebench finetune {trained}{suffix} && {command}"
-        rows.append((cell, command))
+        place = f"{cell.task} {cell.world}"
+        rows.append(MissingCell(cell.arm.label, place, cell.seed, cell.problem, cell.name, command))
     return tuple(rows)
 
 
-def provenance(study: Study) -> Provenance:
-    """What the manifests of a study's finetune runs say of device and versions."""
-    names = sorted({cell.result.finetune_run for cell in study.cells() if cell.result and cell.result.finetune_run})
-    devices: dict[str, int] = {}
-    versions: dict[str, int] = {}
-    for name in names:
-        manifest = read_if_whole(study.runs / "finetune" / name / "manifest.json")
-        if not isinstance(manifest, dict):
-            continue
-        if manifest.get("device"):
-            device = _inline(manifest["device"])
-            devices[device] = devices.get(device, 0) + 1
-        if manifest.get("versions"):
-            version = _inline(manifest["versions"])
-            versions[version] = versions.get(version, 0) + 1
-    return Provenance(len(names), _counted(devices), _counted(versions))
+def origins(scored: ScoredStudy) -> dict[str, tuple[str, ...]]:
+    """The devices and the versions that the manifests of a study's finetune runs name, each with its number of runs."""
+    names = sorted(set(scored.cells.finetune_run.dropna()))
+    manifests = [read_if_whole(scored.runs / "finetune" / name / "manifest.json") for name in names]
+    found = {}
+    for key in ("device", "versions"):
+        told = Counter(_inline(m[key]) for m in manifests if isinstance(m, dict) and m.get(key))
+        listed = [f"{value} ({count} runs)" for value, count in sorted(told.items())]
+        found[key] = tuple(listed if len(told) > 1 else told)
+    return found
 
 
 def _inline(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name} {_inline(value[name])}" for name in sorted(value))
     return str(value)
-
-
-def _counted(seen: dict[str, int]) -> tuple[str, ...]:
-    if len(seen) < 2:
-        return tuple(seen)
-    return tuple(f"{value} ({count} runs)" for value, count in sorted(seen.items()))

@@ -1,89 +1,114 @@
-"""A study in memory: its panels, their cells, and the scores of an arm in a setting.
+"""The scores of a study as one table, and views of it: a task of a panel (`Setting`), an arm of that (`Scores`).
 
-Invariant: scores follow from the cells alone, and a seed that lacks one of a setting's worlds has no score in it.
-Nothing here reads a file.
+The table has a row for every panel, cell and metric; a cell without a result has one row without a metric. Invariant:
+scores follow from the cells alone, and a seed that lacks one of a setting's worlds has no score in it.
 """
 
 from __future__ import annotations
 
-import math
-import shlex
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cache, cached_property, lru_cache, partial
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
-from pausebench.errors import BadInput
-from pausebench.runs.folder import read_json
+import pandas
 
-PRETRAINING_NAMES = {"std": "StdPT", "pause": "PausePT", "none": "NoPT"}
+from pausebench.errors import BadInput
+from pausebench.report.statistics import Summary, summarise
+from pausebench.runs.folder import finite, read_if_whole
+from pausebench.study.study import Arm, Cell, Panel, Study, read_study
+from pausebench.tasks import published
+
+NLL = "target_nll"  # nats a target token: a metric among the others, though no task has it as its headline
+NOT_RUN = "not run"
+# What a row tells of its run, beside coordinates and score; `problem` says why there is no result.
+OF_RUN = (
+    "problem", "headline", "second", "stderr", "n", "inference_flops", "chance", "data", "model", "finetune_run",
+    "pretrain_run",
+)  # fmt: skip
+COLUMNS = ("panel", "name", "task", "world", "seed", "arm", *OF_RUN, "metric", "value")
 
 
 @dataclass(frozen=True)
 class Result:
-    """One evaluated run: the task's metric, its test-set standard error, `target_nll` in nats a token.
+    """What a `result.json` holds: facts of the run, a score for each metric, and the cell it belongs to.
 
-    interval: 95 % bootstrap interval over the test rows; None in results that lack it.
-    inference_flops: floating-point operations of an answer, mean over the test rows; None in results that lack it.
+    cell: None where the file is unreadable.
     """
 
-    value: float
-    stderr: float | None
-    n: int | None
-    metric: str
-    metrics: dict[str, float]
-    target_nll: float | None
-    inference_flops: float | None
-    chance: float | None
-    data: str
-    model: str
-    finetune_run: str | None
-    pretrain_run: str | None
-    interval: tuple[float, float] | None = None
+    about: dict[str, Any]
+    scores: dict[str, float]
+    cell: Cell | None
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """One arm in one setting: the table's rows of its planned cells.
+
+    by_metric: {metric: {seed: mean over the worlds}}, for the seeds that have the metric in all worlds.
+    """
+
+    arm: Arm
+    rows: Any
+    by_metric: dict[str, dict[int, float]]
+
+    @cached_property
+    def cells(self) -> Any:
+        """One row for each planned cell, done or not."""
+        return self.rows.drop_duplicates("name")
+
+    @cached_property
+    def headline(self) -> str | None:
+        """The metric that decides; None without any result."""
+        return _first(self.cells.headline)
+
+    def values(self, metric: str | None = None) -> dict[int, float]:
+        """{seed: score} in one metric, the headline unless another is named."""
+        return self.by_metric.get(metric or self.headline or "", {})
+
+    def summary(self, metric: str | None = None) -> Summary:
+        """Mean and interval over seeds."""
+        return summarise(list(self.values(metric).values()))
+
+    @cached_property
+    def second(self) -> Summary | None:
+        """The metric that a task shows beside its headline (F1, Rouge-1), where it has one."""
+        name = _first(self.cells.second)
+        return self.summary(name) if name and self.values(name) else None
+
+    @cached_property
+    def nll(self) -> Summary:
+        return self.summary(NLL)
+
+    @cached_property
+    def names(self) -> frozenset[str]:
+        """The evaluate runs behind these scores, done or not."""
+        return frozenset(self.cells.name)
+
+    @cached_property
+    def seeds(self) -> frozenset[int]:
+        """The planned seeds."""
+        return frozenset(self.cells.seed)
 
     @property
-    def second(self) -> str | None:
-        """The metric that a task shows beside its headline (F1, Rouge-1), where it has one."""
-        return next((name for name in self.metrics if name != self.metric), None)
+    def missing(self) -> int:
+        """How many planned cells have no result."""
+        return int(self.cells.problem.notna().sum())
+
+    def mean_of(self, column: str) -> float | None:
+        """A number of the single runs (`inference_flops`, `stderr`), averaged over the runs that tell it."""
+        known = self.cells[column].dropna()
+        return fmean(known) if len(known) else None
 
 
-@dataclass(frozen=True)
-class Arm:
-    """Everything that tells two cells of a panel apart except the world and the seed.
-
-    control: the name of the control that a cell belongs to (`report.tables`), "" for the paper's own variants.
-    control_k: the K whose positions or FLOPs a control without pauses matches.
-    """
-
-    pretraining: str
-    variant: str
-    k: int
-    mt: int
-    filler: str
-    placement: str
-    prefix: str
-    control: str = ""
-    control_k: int = 0
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One evaluation, asked for by a plan or found on disk. `problem` says why there is no result."""
-
-    name: str
-    task: str
-    world: str
-    seed: int
-    arm: Arm
-    result: Result | None
-    problem: str | None
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Setting:
-    """A task in one world, or averaged over several."""
+    """A task of a panel in one world, or averaged over several."""
 
+    scored: ScoredStudy
+    panel: Panel
     task: str
     worlds: tuple[str, ...]
 
@@ -92,235 +117,105 @@ class Setting:
         """For people: `parity · count20`."""
         if len(self.worlds) > 1:
             return f"{self.task} · mean of {', '.join(self.worlds)}"
-        return f"{self.task} · {self.worlds[0]}" if self.worlds[0] else self.task
-
-
-@dataclass(frozen=True)
-class Scores:
-    """One arm in one setting: its planned cells, and {seed: mean over the worlds} for seeds that have all of them.
-
-    values: the headline metric; nll: nats a target token; second: the task's second metric.
-    """
-
-    arm: Arm
-    cells: tuple[Cell, ...]
-    values: dict[int, float]
-    nll: dict[int, float]
-    second: dict[int, float]
+        return place_label(self.task, self.worlds[0])
 
     @cached_property
-    def names(self) -> frozenset[str]:
-        """The evaluate runs behind these scores, done or not."""
-        return frozenset(cell.name for cell in self.cells)
-
-    @property
-    def missing(self) -> int:
-        """How many planned cells have no result."""
-        return sum(cell.result is None for cell in self.cells)
-
-    @property
-    def inference_flops(self) -> float | None:
-        """Mean over the runs that tell it."""
-        known = [flops for cell in self.cells if cell.result and (flops := cell.result.inference_flops) is not None]
-        return math.fsum(known) / len(known) if known else None
-
-    @property
-    def stderr(self) -> float | None:
-        """Mean test-set standard error of the single runs: the noise of a fixed model, not of training."""
-        known = [cell.result.stderr for cell in self.cells if cell.result and cell.result.stderr is not None]
-        return math.fsum(known) / len(known) if known else None
-
-    @property
-    def test_set_half_width(self) -> float | None:
-        """Mean half width of the single runs' 95 % bootstrap intervals over test rows; None where no run tells it.
-
-        How far the score of a finished model would move with another test set of this size. It knows nothing of
-        training luck, so it is never a verdict: two arms whose test-set intervals lie apart may differ by seed alone.
-        """
-        ends = [cell.result.interval for cell in self.cells if cell.result and cell.result.interval]
-        return math.fsum((high - low) / 2.0 for low, high in ends) / len(ends) if ends else None
-
-
-@dataclass(frozen=True)
-class Panel:
-    """A part of a study: `kind` is variants, k_curve, m_curve, filler, placement, controls or bottleneck."""
-
-    id: str
-    kind: str
-    title: str
-    cells: tuple[Cell, ...]
-
-    def settings(self) -> list[Setting]:
-        """Tasks in the plan's order; a task with several worlds comes first as their mean, then world by world."""
-        return list(self._settings)
+    def rows(self) -> Any:
+        table = self.scored.table
+        return table[(table.panel == self.panel.id) & (table.task == self.task) & table.world.isin(self.worlds)]
 
     @cached_property
-    def _settings(self) -> list[Setting]:
-        worlds: dict[str, list[str]] = {}
-        for cell in self.cells:
-            seen = worlds.setdefault(cell.task, [])
-            if cell.world not in seen:
-                seen.append(cell.world)
-        settings = []
-        for task, names in worlds.items():
-            if len(names) > 1:
-                settings.append(Setting(task, tuple(names)))
-            settings.extend(Setting(task, (name,)) for name in names)
-        return settings
-
-    def pooled(self, task: str) -> Setting | None:
-        """The setting that covers every world of `task`: what a primary comparison is about."""
-        return next((setting for setting in self._settings if setting.task == task), None)
-
-    def scores(self, setting: Setting) -> list[Scores]:
-        """The arms of a setting, in the plan's order."""
-        if setting not in self._known_scores:
-            arms: dict[Arm, list[Cell]] = {}
-            for cell in self._cells_of.get(setting.task, ()):
-                if cell.world in setting.worlds:
-                    arms.setdefault(cell.arm, []).append(cell)
-            self._known_scores[setting] = [
-                Scores(
-                    arm,
-                    tuple(cells),
-                    by_seed(cells, setting.worlds, lambda result: result.value),
-                    by_seed(cells, setting.worlds, lambda result: result.target_nll),
-                    by_seed(cells, setting.worlds, lambda result: result.metrics.get(result.second or "")),
-                )
-                for arm, cells in arms.items()
-            ]
-        return self._known_scores[setting]
+    def arms(self) -> list[Scores]:
+        """In the plan's order."""
+        return _arms(self.rows, len(self.worlds))
 
     @cached_property
-    def _cells_of(self) -> dict[str, list[Cell]]:
-        cells: dict[str, list[Cell]] = {}
-        for cell in self.cells:
-            cells.setdefault(cell.task, []).append(cell)
-        return cells
+    def metric(self) -> str | None:
+        """The headline metric; None where no result tells."""
+        return _first(self.rows.headline)
 
     @cached_property
-    def _known_scores(self) -> dict[Setting, list[Scores]]:
-        """Every comparison and figure asks for the same few settings, again and again."""
-        return {}
+    def second(self) -> str | None:
+        """The metric beside the headline, where the task has one."""
+        return _first(self.rows.second)
 
-    def metrics(self, setting: Setting) -> tuple[str | None, str | None]:
-        """Names of the headline and the second metric of a setting; None where no result tells."""
-        for cell in self.cells:
-            if cell.task == setting.task and cell.world in setting.worlds and cell.result:
-                return cell.result.metric, cell.result.second
-        return None, None
-
-    def chance(self, setting: Setting) -> float | None:
+    @cached_property
+    def chance(self) -> float | None:
         """The score of blind guessing, averaged over the worlds; None unless every world tells one."""
-        found = {
-            cell.world: cell.result.chance
-            for cell in self.cells
-            if cell.task == setting.task and cell.result and cell.result.chance is not None
-        }
-        if any(world not in found for world in setting.worlds):
-            return None
-        return math.fsum(found[world] for world in setting.worlds) / len(setting.worlds)
+        found = self.rows.dropna(subset="chance").groupby("world").chance.last()
+        return fmean(found[list(self.worlds)]) if set(found.index) == set(self.worlds) else None
+
+    def elsewhere(self, panels: Iterable[Panel]) -> Iterator[Setting]:
+        """The same task and worlds in other panels of the study."""
+        return (self.scored.setting(panel, self.task, self.worlds) for panel in panels)
+
+    def published(self, arm: Arm, metric: str | None = None) -> published.Published | None:
+        """The paper's figure for an arm, in the headline metric unless another is named."""
+        return published_score(self.scored.study.published, self.task, metric or self.metric, arm)
 
 
-@dataclass(frozen=True)
-class Primary:
-    """The comparisons fixed before the runs started: treatment against control, for every K of a panel.
+@dataclass(frozen=True, eq=False)
+class ScoredStudy:
+    """A study and the table of its scores."""
 
-    task: the one task they are about; None is every task of the panel.
-    """
-
-    panel: str
-    treatment: str
-    control: str
-    task: str | None = None
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One stage of a plan: its runs, planned and finished, and the commands a user could type for them."""
-
-    command: str
-    planned: int
-    done: int
-    lines: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Study:
-    """One `runs/reproduce/<result>` folder with the state of everything its plan asks for.
-
-    published: the paper's table whose figures stand beside ours, None where it has none.
-    """
-
+    study: Study
     runs: Path
-    result: str
-    title: str
-    seeds: tuple[int, ...]
-    unit: str
-    notes: tuple[str, ...]
-    command: str
-    primary: Primary | None
-    panels: tuple[Panel, ...]
-    stages: tuple[Stage, ...]
-    published: str | None
-    planned_names: frozenset[str]
+    table: Any
+    _settings: dict[tuple[str, str, tuple[str, ...]], Setting] = field(default_factory=dict)
 
-    def of_kind(self, *kinds: str) -> list[Panel]:
-        """The panels of these kinds, in the plan's order."""
-        return [panel for panel in self.panels if panel.kind in kinds]
+    @cached_property
+    def cells(self) -> Any:
+        """One row for each cell; panels share cells."""
+        return self.table.drop_duplicates("name")
 
-    def cells(self) -> list[Cell]:
-        """Every evaluated cell once; panels share cells."""
-        return list({cell.name: cell for panel in self.panels for cell in panel.cells}.values())
-
+    @cached_property
     def models(self) -> list[str]:
         """The models of the finished runs."""
-        return sorted({cell.result.model for cell in self.cells() if cell.result and cell.result.model})
+        return sorted(set(self.cells.model.dropna()) - {""})
 
-    def generated(self) -> bool:
-        """Whether any finished run was scored on rows of an embedded world."""
-        return any(cell.result.data == "embedded" for cell in self.cells() if cell.result)
+    def missing(self) -> Any:
+        """The rows of the cells that have no result yet."""
+        return self.cells[self.cells.problem.notna()]
 
-    def missing(self) -> list[Cell]:
-        """The cells that have no result yet."""
-        return [cell for cell in self.cells() if cell.result is None]
+    def done(self, command: str) -> tuple[int, int]:
+        """How many runs of a stage are done, and how many there are."""
+        if command == "evaluate":
+            # One evaluate command scores a list of M, each in a folder of its own; the panels know every folder.
+            return len(self.cells) - len(self.missing()), len(self.cells)
+        names = next(stage.overrides for stage in self.study.stages if stage.command == command)
+        return sum((self.runs / command / name / "result.json").is_file() for name in names), len(names)
 
+    def setting(self, panel: Panel, task: str, worlds: tuple[str, ...]) -> Setting:
+        # Comparisons, tables and figures ask for the same few settings again and again; each averages once.
+        key = panel.id, task, worlds
+        return self._settings.setdefault(key, Setting(self, panel, task, worlds))
 
-def by_seed(cells: Sequence[Cell], worlds: Sequence[str], pick: Callable[[Result], float | None]) -> dict[int, float]:
-    """{seed: mean over `worlds`} of what `pick` reads from each result, for the seeds that have it in all of them."""
-    found: dict[int, dict[str, float]] = {}
-    for cell in cells:
-        value = pick(cell.result) if cell.result else None
-        if value is not None:
-            found.setdefault(cell.seed, {})[cell.world] = value
-    # A seed that lacks a world would shift the mean by the worlds' difficulty, so it waits until it is complete.
-    return {
-        seed: math.fsum(values.values()) / len(values)
-        for seed, values in sorted(found.items())
-        if len(values) == len(worlds)
-    }
+    def settings(self, panel: Panel) -> list[Setting]:
+        """Tasks in the plan's order; a task with several worlds comes first as their mean, then world by world."""
+        worlds: dict[str, dict[str, None]] = {}
+        for cell in panel.cells:
+            worlds.setdefault(cell.task, {})[cell.world] = None
+        return [
+            self.setting(panel, task, names)
+            for task, found in worlds.items()
+            for names in dict.fromkeys([tuple(found), *((world,) for world in found)])
+        ]
 
-
-# ------------------------------
-# Read run folders into studies: what a plan asked for, what is there, what is missing.
-
-PAUSE = "<pause>"
-COORDINATES = ("task", "world", "pretraining", "variant", "k", "mt", "filler", "placement", "prefix", "control", "seed")
-
-
-@dataclass(frozen=True)
-class Found:
-    """What a `result.json` holds: a result or the problem with it, and its own coordinates, None if unreadable."""
-
-    result: Result | None
-    problem: str | None
-    coordinates: dict[str, Any] | None
+    def settings_of(self, *kinds: str) -> list[Setting]:
+        """The settings of all panels of these kinds."""
+        return [setting for panel in self.study.of_kind(*kinds) for setting in self.settings(panel)]
 
 
-Reader = Callable[[str], Found | None]
+@dataclass(frozen=True, eq=False)
+class Other:
+    """Runs outside any plan that differ in their seed alone."""
+
+    place: str
+    model: str
+    scores: Scores
 
 
-def load_studies(runs: Path, study: str | None = None) -> list[Study]:
+def load_studies(runs: Path, study: str | None = None) -> list[ScoredStudy]:
     """The studies planned under `runs`, the demo first; only `study` when it is given.
 
     The list is empty when runs were evaluated outside any plan (`load_unplanned` has them).
@@ -333,165 +228,109 @@ def load_studies(runs: Path, study: str | None = None) -> list[Study]:
             f"study={study} has no plan in {runs / 'reproduce'}; allowed here: {', '.join(names) or 'none yet'}; "
             f"next: pausebench reproduce result={study}"
         )
-    if not names and next(_evaluated(runs), None) is None:
+    if not names and next(runs.glob("evaluate/*/result.json"), None) is None:
         raise BadInput(
             f"runs={runs} holds no study and no evaluated run; allowed: a folder that pausebench filled; "
             "next: pausebench reproduce result=demo"
         )
-    read = cache(partial(_read_result, runs / "evaluate"))
-    return [_study(runs, plans[name], read) for name in names if study in (None, name)]
+    found = []
+    for planned in (read_study(plans[name]) for name in names if study in (None, name)):
+        pairs = [(panel.id, cell) for panel in planned.panels for cell in panel.cells]
+        found.append(ScoredStudy(planned, runs, _table(runs, pairs)))
+    return found
 
 
-def load_unplanned(runs: Path, studies: Sequence[Study]) -> list[Cell]:
-    """Evaluated runs that no study asked for, by name."""
-    planned = frozenset().union(*(study.planned_names for study in studies))
-    cells = []
-    for path in sorted(_evaluated(runs)):
-        name = path.parent.name
-        found = None if name in planned else _read_result(path.parents[1], name)
-        if found is not None and found.coordinates is not None:
-            cells.append(_cell({**found.coordinates, "name": name}, found.result, found.problem))
-    return cells
+def load_unplanned(runs: Path, studies: Sequence[ScoredStudy]) -> list[Other]:
+    """Evaluated runs that no study asked for, grouped by everything but the seed."""
+    planned: set[str] = set().union(*(scored.study.names() for scored in studies))
+    names = [
+        path.parent.name for path in sorted(runs.glob("evaluate/*/result.json")) if path.parent.name not in planned
+    ]
+    cells = [result.cell for name in names if (result := read_result(runs, name)) and result.cell]
+    table = _table(runs, [("", cell) for cell in cells]).fillna({"model": ""})
+    groups = table.groupby(["task", "world", "model"], sort=False)
+    others = [
+        Other(place_label(task, world), model, scores)
+        for (task, world, model), rows in groups
+        for scores in _arms(rows, worlds=1)
+    ]
+    return sorted(others, key=lambda other: (other.place, other.model, other.scores.arm.label))
 
 
-def _study(runs: Path, path: Path, read: Reader) -> Study:
-    plan = read_if_whole(path)
-    try:
-        if not isinstance(plan, dict):
-            raise TypeError("not a JSON object")
-        panels = tuple(
-            Panel(
-                panel["id"],
-                panel["kind"],
-                panel["title"],
-                tuple(_planned_cell(read, raw) for raw in panel["cells"]),
-            )
-            for panel in plan["panels"]
-        )
-        primary = plan.get("primary")
-        evaluated = {
-            cell["name"] for stage in plan["stages"] if stage["command"] == "evaluate" for cell in stage["cells"]
-        }
-        return Study(
-            runs=runs,
-            result=plan["result"],
-            title=plan["title"],
-            seeds=tuple(plan["seeds"]),
-            unit=plan["unit"],
-            notes=tuple(plan["notes"]),
-            command=plan["command"],
-            primary=Primary(**primary) if primary else None,
-            panels=panels,
-            stages=tuple(_stage(runs, stage, panels) for stage in plan["stages"]),
-            published=plan.get("published"),
-            planned_names=frozenset(evaluated | {cell.name for panel in panels for cell in panel.cells}),
-        )
-    except (KeyError, TypeError, ValueError) as broken:
-        raise BadInput(
-            f"{path} is not a readable plan ({type(broken).__name__}: {broken}); allowed: what reproduce writes; "
-            f"next: pausebench reproduce result={path.parent.name} (it writes the plan again and keeps finished runs)"
-        ) from broken
-
-
-def _stage(runs: Path, raw: dict[str, Any], panels: Sequence[Panel]) -> Stage:
-    command = raw["command"]
-    if command == "evaluate":
-        # One evaluate command scores a list of M, each in a folder of its own; the panels know every folder.
-        done = {cell.name: cell.result is not None for panel in panels for cell in panel.cells}
-    else:
-        done = {cell["name"]: (runs / command / cell["name"] / "result.json").is_file() for cell in raw["cells"]}
-    lines = raw.get("commands") or [f"pausebench {command} {shlex.join(cell['overrides'])}" for cell in raw["cells"]]
-    return Stage(command, len(done), sum(done.values()), tuple(lines))
-
-
-def _planned_cell(read: Reader, raw: dict[str, Any]) -> Cell:
-    found = read(raw["name"])
-    return _cell(raw, None, "not run") if found is None else _cell(raw, found.result, found.problem)
-
-
-def _read_result(folder: Path, name: str) -> Found | None:
-    """None where the run has no result."""
-    path = folder / name / "result.json"
+def read_result(runs: Path, name: str) -> Result | None:
+    """The result of an evaluate run, None where it has none. A file is read again only if it was written again."""
+    path = runs / "evaluate" / name / "result.json"
     try:
         state = path.stat()
     except OSError:
         return None
-    return _read_version(str(path), (state.st_ino, state.st_mtime_ns, state.st_size))
+    return _read_version(path, name, (state.st_ino, state.st_mtime_ns, state.st_size))
 
 
 @lru_cache(maxsize=1 << 16)
-def _read_version(path: str, version: tuple[int, int, int]) -> Found:
-    raw = read_if_whole(Path(path))
+def _read_version(path: Path, name: str, version: tuple[int, int, int]) -> Result:
+    raw = read_if_whole(path)
     if not isinstance(raw, dict):
-        return Found(None, "result.json is unreadable", None)
-    return Found(*_result(raw), {name: raw[name] for name in COORDINATES if name in raw})
-
-
-def _cell(raw: dict[str, Any], result: Result | None, problem: str | None) -> Cell:
-    pretraining, k = str(raw.get("pretraining") or "none"), int(raw.get("k") or 0)
-    mt = int(raw["mt"]) if raw.get("mt") is not None else k
-    variant = raw.get("variant") or f"{PRETRAINING_NAMES.get(pretraining, pretraining)}_{'PauseFT' if k else 'StdFT'}"
-    arm = Arm(
-        pretraining=pretraining,
-        variant=str(variant),
-        k=k,
-        mt=mt,
-        # With nothing inserted there is no filler and no place for it: such cells are one arm.
-        filler=str(raw.get("filler") or PAUSE) if mt else "",
-        placement=str(raw.get("placement") or "append") if mt else "",
-        prefix=str(raw.get("prefix") or ""),
-        control=str(raw.get("control") or ""),
-        control_k=int(raw.get("control_k") or 0),
-    )
-    task, world = str(raw.get("task") or "unknown task"), str(raw.get("world") or "")
-    return Cell(str(raw["name"]), task, world, int(raw.get("seed") or 0), arm, result, problem)
-
-
-def _result(raw: dict[str, Any]) -> tuple[Result | None, str | None]:
-    value, n = finite(raw.get("value")), raw.get("n")
+        return Result({"problem": "result.json is unreadable"}, {}, None)
+    cell, value = Cell.from_json({**raw, "name": name}), finite(raw.get("value"))
     if value is None:
-        return None, "result.json has no finite value"
-    metrics = raw.get("metrics")
-    numbers = {str(name): finite(number) for name, number in metrics.items()} if isinstance(metrics, dict) else {}
-    return (
-        Result(
-            value=value,
-            stderr=finite(raw.get("stderr")),
-            n=n if isinstance(n, int) else None,
-            metric=str(raw.get("metric") or "score"),
-            metrics={name: number for name, number in numbers.items() if number is not None},
-            target_nll=finite(raw.get("target_nll")),
-            inference_flops=finite(raw.get("inference_flops")),
-            chance=finite(raw.get("chance")),
-            data=str(raw.get("data") or ""),
-            model=str(raw.get("model") or ""),
-            finetune_run=raw.get("finetune_run"),
-            pretrain_run=raw.get("pretrain_run"),
-            interval=_ends(raw.get("interval")),
-        ),
-        None,
-    )
+        return Result({"problem": "result.json has no finite value"}, {}, cell)
+    headline = str(raw.get("metric") or "score")
+    metrics = raw["metrics"] if isinstance(raw.get("metrics"), dict) else {}
+    scores = {headline: value}
+    for metric, number in {**metrics, NLL: raw.get(NLL)}.items():
+        if metric != headline and (score := finite(number)) is not None:
+            scores[str(metric)] = score
+    about = {
+        "headline": headline,
+        "second": next((metric for metric in scores if metric not in (headline, NLL)), None),
+        "n": raw["n"] if isinstance(raw.get("n"), int) else None,
+        **{name: finite(raw.get(name)) for name in ("stderr", "inference_flops", "chance")},
+        **{name: str(raw.get(name) or "") for name in ("data", "model")},
+        **{name: raw.get(name) for name in ("finetune_run", "pretrain_run")},
+    }
+    return Result(about, scores, cell)
 
 
-def _ends(raw: Any) -> tuple[float, float] | None:
-    ends = [end for value in raw if (end := finite(value)) is not None] if isinstance(raw, list) else []
-    return (ends[0], ends[1]) if len(ends) == 2 else None
-
-
-def _evaluated(runs: Path) -> Iterator[Path]:
-    return runs.glob("evaluate/*/result.json")
-
-
-def read_if_whole(path: Path) -> Any:
-    """The content of a JSON file; None when it is absent or unreadable."""
-    try:
-        return read_json(path)
-    except BadInput:
+def published_score(table: str | None, task: str, metric: str | None, arm: Arm) -> published.Published | None:
+    """The printed figure of an arm: of the paper's own variants, evaluated with the pauses they were finetuned with."""
+    if metric is None or not arm.is_own or (table == "table1" and arm.placement == "prepend"):
         return None
+    column: int | str | None = arm.placement if table == "table2" else arm.k
+    return published.lookup(table, task, metric, arm.variant, column if arm.k else None)
 
 
-def finite(value: Any) -> float | None:
-    """A finite number as float; None for anything else a run may have written."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return None
-    return float(value)
+def place_label(task: str, world: str) -> str:
+    """`parity · count20`; the task alone where rows have no world."""
+    return f"{task} · {world}" if world else task
+
+
+def _table(runs: Path, cells: Sequence[tuple[str, Cell]]) -> Any:
+    """Rows for (panel, cell) pairs, in their order; of a cell the headline comes first and the likelihood last."""
+    rows = []
+    for panel, cell in cells:
+        result = read_result(runs, cell.name)
+        about, scores = (result.about, result.scores) if result else ({"problem": NOT_RUN}, {})
+        told = [about.get(name) for name in OF_RUN]
+        rows += [
+            (panel, cell.name, cell.task, cell.world, cell.seed, cell.arm, *told, metric, value)
+            for metric, value in scores.items() or [(None, None)]
+        ]
+    # Columns of objects keep None apart from numbers and our integers whole.
+    return pandas.DataFrame(rows, columns=COLUMNS, dtype=object)
+
+
+def _arms(rows: Any, worlds: int) -> list[Scores]:
+    known = rows.dropna(subset="value").drop_duplicates(["arm", "metric", "seed", "world"], keep="last")
+    found: dict[Arm, dict[str, dict[int, float]]] = {}
+    means = known.sort_values("seed").groupby(["arm", "metric", "seed"], sort=False).value.agg(["size", fmean])
+    for (arm, metric, seed), size, mean in means.itertuples():
+        # A seed that lacks a world would shift the mean by the worlds' difficulty, so it waits until it is complete.
+        if size == worlds:
+            found.setdefault(arm, {}).setdefault(metric, {})[int(seed)] = float(mean)
+    return [Scores(arm, own, found.get(arm, {})) for arm, own in rows.groupby("arm", sort=False)]
+
+
+def _first(column: Any) -> str | None:
+    known = column.dropna()
+    return None if known.empty else str(known.iloc[0])

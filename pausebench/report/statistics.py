@@ -70,14 +70,6 @@ class Comparison:
     smallest_detectable: float | None = None
     identical: bool = False
 
-    @property
-    def unbiased_effect_size(self) -> float | None:
-        """Hedges' g_z: d_z without the bias of few seeds (x 0.56 for 3, 0.80 for 5); None below three seeds."""
-        if self.effect_size is None or self.n < 3:
-            return None
-        half = (self.n - 1) / 2.0
-        return self.effect_size * math.exp(math.lgamma(half) - math.lgamma(half - 0.5)) / math.sqrt(half)
-
     @cached_property
     def effect_interval(self) -> tuple[float, float] | None:
         """95 % interval of the true d_z, by inversion of the noncentral t (Steiger and Fouladi 1997)."""
@@ -181,13 +173,8 @@ def direction(comparison: Comparison, p: float | None) -> int:
     return 1 if comparison.difference > 0.0 else -1
 
 
-def verdict(
-    comparison: Comparison, treatment: str, control: str, adjusted_p: float | None = None, family: int = 1
-) -> str:
-    """What the numbers say, in one sentence, and no more than they say.
-
-    adjusted_p: Holm's, which decides where the family has more than one comparison.
-    """
+def verdict(comparison: Comparison, treatment: str, control: str) -> str:
+    """What the only comparison of a family says, in one sentence, and no more than it says."""
     n, difference = comparison.n, comparison.difference
     seeds = "1 seed" if n == 1 else f"{n} seeds"
     if difference is None:
@@ -201,15 +188,11 @@ def verdict(
         return f"difference {difference:+.3f} in each of {seeds}: no spread between seeds, so no interval and no test"
     low, high = comparison.interval
     start = f"difference {difference:+.3f}, 95 % interval [{low:+.3f}, {high:+.3f}]"
-    corrected = ""
-    if family > 1:
-        alone = "" if low <= 0.0 <= high else "; the interval is for this comparison alone"
-        corrected = f" (p {_relation(adjusted_p)} corrected for {family} comparisons{alone})"
-    sign = direction(comparison, comparison.p if family == 1 else adjusted_p)
+    sign = direction(comparison, comparison.p)
     if sign == 0:
-        return f"{start}: {seeds} do not settle the sign{corrected}"
+        return f"{start}: {seeds} do not settle the sign"
     better, worse = (treatment, control) if sign > 0 else (control, treatment)
-    return f"{start}: {better} scores higher than {worse} in this setting{corrected}"
+    return f"{start}: {better} scores higher than {worse} in this setting"
 
 
 def power_line(comparison: Comparison) -> str | None:
@@ -273,10 +256,6 @@ def interval(bounds: tuple[float, float] | None, signed: bool = False) -> str:
 def p_value(p: float | None) -> str:
     """`0.031`, `< 0.001`, `-`."""
     return "-" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
-
-
-def _relation(p: float | None) -> str:
-    return p_value(p) if p is None or p < 0.001 else f"= {p_value(p)}"
 
 
 @cache

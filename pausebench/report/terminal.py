@@ -13,97 +13,79 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pausebench.report.comparisons import (
-    Family,
-    check_instrument,
-    filler_label,
-    full_label,
-    missing_line,
-    pretraining_label,
-    primary_family,
-)
+from pausebench.report.comparisons import Family, check_instrument, missing_line, primary_family
 from pausebench.report.export import folder_names
-from pausebench.report.page import MOST_ROWS, Other
-from pausebench.report.scores import Panel, Setting, Study
-from pausebench.report.statistics import interval, number, p_value, plus_minus, summarise
-from pausebench.report.tables import short_verdict, treatment_words, with_references
+from pausebench.report.page import LIMITS
+from pausebench.report.scores import Other, ScoredStudy, Setting
+from pausebench.report.statistics import interval, number, p_value, plus_minus
+from pausebench.report.tables import short_verdict, with_references
+from pausebench.study.study import Panel
 
-MARKS = {
-    "passed": "green",
-    "failed": "bold white on red",
-    "incomplete": "yellow",
-    "absent": "dim",
-}
+MARKS = {"passed": "green", "failed": "bold white on red", "incomplete": "yellow", "absent": "dim"}
 
 
-def print_studies(runs: Path, studies: Sequence[Study], others: Sequence[Other], console: Console) -> None:
+def print_studies(runs: Path, studies: Sequence[ScoredStudy], others: Sequence[Other], console: Console) -> None:
     """Print studies for a terminal of 80 columns or a pipe, and where the files are."""
-    for study in studies:
-        _print_study(study, console)
+    for scored in studies:
+        _print_study(scored, console)
     if others:
         table = _table("Other evaluated runs", ("task", "model", "arm"), ("mean ± sd", "n"))
-        for setting, scores, model in others[:MOST_ROWS]:
-            summary = summarise(list(scores.values.values()))
-            table.add_row(
-                *_texts(
-                    setting.label,
-                    model,
-                    full_label(scores.arm),
-                    plus_minus(summary),
-                    str(summary.n),
-                )
-            )
+        for other in others[: LIMITS.rows]:
+            summary = other.scores.summary()
+            arm = other.scores.arm.label
+            table.add_row(*_texts(other.place, other.model, arm, plus_minus(summary), str(summary.n)))
         console.print(table)
-    folders = ", ".join(f"{name}/" for name in folder_names(studies))
+    folders = ", ".join(f"{name}/" for name in folder_names([scored.study for scored in studies]))
     beside = f"; tables and figures beside it in {folders}" if folders else ""
     console.print(Text(f"page: {runs / 'report' / 'index.html'}{beside}"), soft_wrap=True)
 
 
-def _print_study(study: Study, console: Console) -> None:
+def _print_study(scored: ScoredStudy, console: Console) -> None:
+    study = scored.study
     console.print(Text(f"{study.title} ({study.result})", style="bold"))
     console.print(Text(f"{len(study.seeds)} seeds; unit of replication: {study.unit}", style="dim"))
-    check = check_instrument(study)
+    check = check_instrument(scored)
     if check.state == "failed":
         line = f"INSTRUMENT CHECK FAILED: {check.sentence}. The tables below mean nothing."
     else:
         line = f"instrument check {check.state}: {check.sentence}"
     console.print(Text(line, style=MARKS[check.state]))
-    head = primary_family(study)
-    console.print(Text(f"\n{head.sentence}"))
-    if head.power:
-        console.print(Text(head.power, style="dim"))
-    if len(head.contrasts) > 1:
-        console.print(_family_table(head))
+    family = primary_family(scored)
+    console.print(Text(f"\n{family.sentence}"))
+    if family.power:
+        console.print(Text(family.power, style="dim"))
+    if len(family.contrasts) > 1:
+        console.print(_family_table(family))
     for panel in study.of_kind("variants", "placement", "controls"):
-        second = any(panel.metrics(setting)[1] for setting in panel.settings())
-        table = _table(
-            panel.title, ("variant",), ("mean ± sd", "n", "95 % interval", "NLL", *(["second"] if second else []))
-        )
-        for setting in panel.settings():
-            table.add_row(Text(setting.label, style="italic"))
-            arms = with_references(study, panel, setting) if panel.kind == "controls" else panel.scores(setting)
-            for scores in arms:
-                summary = summarise(list(scores.values.values()))
-                nll = summarise(list(scores.nll.values())).mean
-                cells = [plus_minus(summary), str(summary.n), interval(summary.interval), number(nll)]
-                if scores.second:
-                    cells.append(number(summarise(list(scores.second.values())).mean))
-                table.add_row(*_texts(f"  {full_label(scores.arm)}", *cells))
-        console.print(table)
-        for setting in panel.settings():
-            metric, other = panel.metrics(setting)
-            if other:
-                console.print(Text(f"{setting.label}: {metric}, second {other}", style="dim"))
-    for panel in study.of_kind("k_curve", "m_curve", "filler"):
-        for setting in panel.settings():
-            axis = {"k_curve": " (K: score)", "m_curve": " (M: score)"}.get(panel.kind, "")
-            console.print(Text(f"{panel.title} · {setting.label}{axis}"))
-            for name, points in _compact(panel, setting).items():
-                console.print(Text(f"  {name}  {'  '.join(points)}"))
-    missing = missing_line(study)
+        settings = scored.settings(panel)
+        console.print(_scores_table(panel, settings))
+        for setting in settings:
+            if setting.second:
+                console.print(Text(f"{setting.label}: {setting.metric}, second {setting.second}", style="dim"))
+    for setting in scored.settings_of("k_curve", "m_curve", "filler"):
+        axis = {"k_curve": " (K: score)", "m_curve": " (M: score)"}.get(setting.panel.kind, "")
+        console.print(Text(f"{setting.panel.title} · {setting.label}{axis}"))
+        for name, points in _compact(setting).items():
+            console.print(Text(f"  {name}  {'  '.join(points)}"))
+    missing = missing_line(scored)
     if missing:
         console.print(Text(missing, style="yellow"), soft_wrap=True)
     console.print()
+
+
+def _scores_table(panel: Panel, settings: Sequence[Setting]) -> Table:
+    second = any(setting.second for setting in settings)
+    columns = ("mean ± sd", "n", "95 % interval", "NLL", *(["second"] if second else []))
+    table = _table(panel.title, ("variant",), columns)
+    for setting in settings:
+        table.add_row(Text(setting.label, style="italic"))
+        for scores in with_references(setting) if panel.kind == "controls" else setting.arms:
+            summary = scores.summary()
+            cells = [plus_minus(summary), str(summary.n), interval(summary.interval), number(scores.nll.mean)]
+            if scores.second:
+                cells.append(number(scores.second.mean))
+            table.add_row(*_texts(f"  {scores.arm.label}", *cells))
+    return table
 
 
 def _family_table(family: Family) -> Table:
@@ -112,23 +94,22 @@ def _family_table(family: Family) -> Table:
         c = contrast.comparison
         difference = "missing" if c.difference is None else f"{c.difference:+.3f}"
         cells = [difference, interval(c.interval, signed=True), p_value(contrast.adjusted_p), short_verdict(contrast)]
-        table.add_row(*_texts(contrast.setting.label, treatment_words(contrast), *cells))
+        table.add_row(*_texts(contrast.setting.label, contrast.treatment_words, *cells))
     return table
 
 
-def _compact(panel: Panel, setting: Setting) -> dict[str, list[str]]:
+def _compact(setting: Setting) -> dict[str, list[str]]:
+    """The points of each line of a curve, as `8: 0.910`."""
     lines: dict[str, list[str]] = {}
-    arms = panel.scores(setting)
-    several = len({scores.arm.k for scores in arms}) > 1
-    for scores in arms:
-        mean = summarise(list(scores.values.values())).mean
-        arm = scores.arm
-        if panel.kind == "k_curve":
-            name, place = pretraining_label(arm), f"{arm.k}"
-        elif panel.kind == "m_curve":
-            name, place = f"{arm.variant} K={arm.k}" if several else arm.variant, f"{arm.mt}"
+    several = len({scores.arm.counts for scores in setting.arms}) > 1
+    for scores in setting.arms:
+        arm, mean = scores.arm, scores.summary().mean
+        if setting.panel.kind == "k_curve":
+            name, place = arm.stage, arm.counts
+        elif setting.panel.kind == "m_curve":
+            name, place = f"{arm.variant} {arm.pauses}" if several else arm.variant, str(arm.mt)
         else:
-            name, place = arm.variant, filler_label(arm)
+            name, place = arm.variant, arm.inserted
         lines.setdefault(name, []).append(f"{place}: {'missing' if mean is None else f'{mean:.3f}'}")
     return lines
 

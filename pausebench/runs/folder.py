@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import math
 import os
 import re
 import socket
@@ -56,6 +57,21 @@ def read_json(path: Path) -> Any:
         return None
     except (ValueError, OSError) as error:
         raise BadInput(f"{path} cannot be read ({error}). Delete it and type the same command again.") from None
+
+
+def read_if_whole(path: Path) -> Any:
+    """The content of a JSON file, or None where it is absent or unreadable."""
+    try:
+        return read_json(path)
+    except BadInput:
+        return None
+
+
+def finite(value: Any) -> float | None:
+    """A finite number as float, or None for anything else that a run may have written."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
 
 
 class RunFolder:

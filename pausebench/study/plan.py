@@ -18,11 +18,13 @@ from pausebench.model.flops import equal_flops_layers, equal_flops_steps
 from pausebench.runs import lineage
 from pausebench.runs.folder import RunFolder
 from pausebench.runs.lineage import override
-from pausebench.study import arms
-from pausebench.study.arms import Arm
+from pausebench.study import trainings
 from pausebench.study.row_lengths import length_limit, row_lengths, vocabulary
+from pausebench.study.study import Arm, Cell, Panel, Primary, Stage, Study
+from pausebench.study.trainings import Training
 from pausebench.tasks import TASKS
 
+# Composing takes Hydra tens of milliseconds, and a study has hundreds of cells that differ in the seed alone.
 ANY_SEED = 2**31 - 1  # a cell is composed once with it, for all its seeds
 ON_OFF = {"std": "off", "pause": "on"}
 
@@ -43,7 +45,7 @@ class Cells(Protocol):
 
 
 @dataclass
-class Cell:
+class PlannedCommand:
     """One command: its overrides, the folders it fills, and the folders it needs.
 
     config: of a training cell, resolved. evaluation: of an evaluate cell, mt a list.
@@ -90,6 +92,8 @@ class Cell:
                 found = lineage.find_parent(choice, runs, open_tokenizer(choice.text, runs).fingerprint).name
             except BadInput:
                 found = ""
+            # ``pretraining=`` is shorter and is what the printed command has; it is kept wherever it finds the same
+            # parent.
             if found != self.parents[0].name:
                 own.append(override("init", str(self.parents[0].path)))
         return own
@@ -100,52 +104,58 @@ class Plan:
     """Stages by command name, and the panels of the report with the evaluate cells they show."""
 
     config: ReproduceConfig
-    stages: dict[str, list[Cell]]
-    panels: list[dict[str, Any]]
+    stages: dict[str, list[PlannedCommand]]
+    panels: list[Panel]
     precision: Precision
 
-    def cells(self) -> list[Cell]:
+    def cells(self) -> list[PlannedCommand]:
         return [cell for stage in self.stages.values() for cell in stage]
 
-    def as_json(self, name: str) -> dict[str, Any]:
-        """What ``plan.json`` holds; the report reads nothing else of the study."""
-        result = self.config.result
-        command = " ".join([f"pausebench reproduce result={result['name']}", *arms.typed_lists(self.config)])
-        if self.config.seeds is not None:
-            command += f" seeds={self.config.seeds}".replace(", ", ",")
-        command += "".join(f" {word}" for word in chosen_data(self.config))
-        if self.config.limit is not None:
-            command += f" limit={self.config.limit}"
+    def command(self) -> str:
+        """What the user typed, in one spelling: the study's own command for its report."""
+        config = self.config
+        words = [f"pausebench reproduce result={config.result['name']}", *trainings.typed_lists(config)]
+        if config.seeds is not None:
+            words.append(f"seeds={config.seeds}".replace(", ", ","))
+        words += chosen_data(config)
+        if config.limit is not None:
+            words.append(f"limit={config.limit}")
         for option in ("overrides", "pretrain_overrides", "finetune_overrides"):
-            if given := getattr(self.config, option):
+            if given := getattr(config, option):
                 quoted = ",".join(f'"{item}"' for item in given)
-                command += f" '{option}=[{quoted}]'"
-        if self.config.runs != "runs":
-            command += f" {override('runs', self.config.runs)}"
-        chosen, primary = chosen_names(self.config), result["primary"]
-        if primary is not None and self.config.task_list and primary.get("task") not in self.config.task_list:
+                words.append(f"'{option}=[{quoted}]'")
+        if config.runs != "runs":
+            words.append(override("runs", config.runs))
+        return " ".join(words)
+
+    def study(self, name: str) -> Study:
+        """What ``plan.json`` holds; the report reads nothing else of the study."""
+        config, result = self.config, self.config.result
+        chosen, primary = chosen_names(config), result["primary"]
+        if primary is not None and config.task_list and primary.get("task") not in config.task_list:
+            # Narrowed to other tasks, the comparison is about those.
             primary = {name: value for name, value in primary.items() if name != "task"}
         narrowed = "" if name == "-".join([result["name"], *chosen]) else " (narrowed)"
-        return {
-            "result": name,
-            "title": " · ".join([result["title"], *chosen]) + narrowed,
-            "seeds": study_seeds(self.config),
-            "precision": self.precision.value,
-            "unit": result["unit"],
-            "notes": result.get("notes", []),
-            "primary": primary,
-            "published": result.get("published"),
-            "command": command,
-            "panels": self.panels,
-            "stages": [
-                {
-                    "command": stage,
-                    "cells": [{"name": cell.name, "overrides": cell.overrides} for cell in cells],
-                    "commands": as_commands(stage, [cell.overrides for cell in cells], self.config.runs),
-                }
-                for stage, cells in self.stages.items()
-            ],
-        }
+        return Study(
+            result=name,
+            title=" · ".join([result["title"], *chosen]) + narrowed,
+            seeds=tuple(study_seeds(config)),
+            unit=result["unit"],
+            notes=tuple(result.get("notes", [])),
+            command=self.command(),
+            panels=tuple(self.panels),
+            stages=tuple(
+                Stage(
+                    command,
+                    {planned.name: planned.overrides for planned in stage},
+                    tuple(as_commands(command, [planned.overrides for planned in stage], config.runs)),
+                )
+                for command, stage in self.stages.items()
+            ),
+            primary=Primary(**primary) if primary else None,
+            published=result.get("published"),
+            precision=self.precision.value,
+        )
 
 
 def study_seeds(config: ReproduceConfig) -> list[int]:
@@ -177,6 +187,7 @@ def study_precision(config: ReproduceConfig, cells: Cells, earlier: Mapping[str,
     earlier: the ``plan.json`` that this study has already; it decides, so that a study can change machines. Without one
     this machine does, or bf16 where the cells run on the nodes of a cluster, which this one need not resemble.
     """
+    # A plan older than this field was made when every wide cell was trained in bf16.
     if earlier is not None:
         return Precision(earlier.get("precision", Precision.bf16.value))
     return Precision.bf16 if cells.run_elsewhere or bfloat16_on(config.device).fast else Precision.fp32
@@ -192,49 +203,44 @@ def build_plan(config: ReproduceConfig, cells: Cells, precision: Precision) -> P
     """
     builder = _Builder(config, cells, precision)
     specs: dict[str, dict[str, Any]] = dict(config.result["panels"])
-    arms.refuse_unused(list(specs.values()), config)
-    shown = [
-        {
-            "id": name,
-            "kind": panel["kind"],
-            "title": panel["title"],
-            "cells": builder.entries(arms.arms(name, panel, config), panel),
-        }
-        for name, panel in specs.items()
+    trainings.refuse_unused(list(specs.values()), config)
+    panels = [
+        Panel(name, spec["kind"], spec["title"], builder.cells(trainings.of_panel(name, spec, config), spec))
+        for name, spec in specs.items()
     ]
     if config.control_list:
-        source = arms.source_of_controls(config)
-        controls = arms.control_arms(config, source)
-        shown.append(
-            {"id": "controls", "kind": "controls", "title": "Controls", "cells": builder.entries(controls, source)}
-        )
-    return Plan(config, builder.stages(), shown, precision)
+        source = trainings.source_of_controls(config)
+        controls = builder.cells(trainings.of_controls(config, source), source)
+        panels.append(Panel("controls", "controls", "Controls", controls))
+    return Plan(config, builder.stages(), panels, precision)
 
 
 class _Builder:
-    """Collects the cells of all panels, each once."""
+    """Collects the cells of all panels and the commands behind them, each once."""
 
     def __init__(self, config: ReproduceConfig, cells: Cells, precision: Precision) -> None:
         self._config = config
         self._cells = cells
         self._precision = precision
         self._composed: dict[tuple[str, ...], Any] = {}
-        self._pretrains: dict[str, Cell] = {}
-        self._finetunes: dict[str, Cell] = {}
+        self._pretrains: dict[str, PlannedCommand] = {}
+        self._finetunes: dict[str, PlannedCommand] = {}
         self._evaluations: dict[tuple[str, str], dict[int, RunFolder]] = {}
         # With two pretrainings of one kind in a study, pretraining= no longer says which.
         self._ambiguous = any("pretrain_overrides" in panel for panel in config.result["panels"].values())
 
-    def entries(self, arms: Sequence[Arm], panel: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """The evaluated cells of these arms, with what the report has to know of each."""
+    def cells(self, wanted: Sequence[Training], panel: Mapping[str, Any]) -> tuple[Cell, ...]:
+        """The evaluations of these trainings, for every seed of the panel."""
+        # The instrument check has seeds of its own; all other panels follow the study.
         seeds = list(panel.get("seeds", study_seeds(self._config)))
-        found: dict[str, dict[str, Any]] = {}
-        for arm in arms:
-            matched = self._matched(arm, seeds[0])
-            found |= {entry["name"]: entry for seed in seeds for entry in self._evaluated(matched, seed)}
-        return list(found.values())
+        found: dict[str, Cell] = {}
+        for training in wanted:
+            # Lengths of rows do not depend on the seed, so that one serves for all.
+            matched = self._matched(training, seeds[0])
+            found |= {cell.name: cell for seed in seeds for cell in self._evaluated(matched, seed)}
+        return tuple(found.values())
 
-    def stages(self) -> dict[str, list[Cell]]:
+    def stages(self) -> dict[str, list[PlannedCommand]]:
         """What was collected, by command; a stage without cells is left out."""
         found = {
             "pretrain": list(self._pretrains.values()),
@@ -246,87 +252,97 @@ class _Builder:
         }
         return {command: stage for command, stage in found.items() if stage}
 
-    def _evaluated(self, arm: Arm, seed: int) -> Iterator[dict[str, Any]]:
-        cell = self._finetuned(arm, seed)
-        finetuned, run = cell.config, cell.folders[0]
+    def _evaluated(self, training: Training, seed: int) -> Iterator[Cell]:
+        planned = self._finetuned(training, seed)
+        finetuned, run = planned.config, planned.folders[0]
         assert isinstance(finetuned, FinetuneConfig)
-        for filler, m in itertools.product(arm.fillers, arm.mt or (finetuned.longest,)):
+        for filler, m in itertools.product(training.fillers, training.mt or (finetuned.longest,)):
+            # M = 0 inserts nothing, so all fillers share that evaluation; pauses of a model are the token it knows.
             filler = "pause" if m == 0 else finetuned.filler if filler == "pause" else filler
             evaluation = EvaluateConfig(runs=self._config.runs, run=run.name, filler=filler, limit=self._config.limit)
             identity = evaluation.identity(run.name, finetuned.placement, m)
             folder = RunFolder.of(self._config.runs, "evaluate", evaluation.slug(run.name, m), identity)
             self._evaluations.setdefault((run.name, filler), {})[m] = folder
-            yield {
-                "name": folder.name,
-                "task": arm.task,
-                "world": finetuned.text.name,
-                "pretraining": arm.pretraining,
-                "variant": finetuned.variant(arm.pretraining),
-                "k": finetuned.k,
-                "mt": m,
-                "filler": {"pause": "<pause>", "end": "<end>"}.get(filler, filler),
-                "placement": finetuned.placement.value,
-                "prefix": finetuned.prefix.value,
-                "seed": seed,
-                "control": arm.control,
-                "control_k": arm.control_k,
-            }
+            arm = Arm(
+                pretraining=training.pretraining,
+                k=finetuned.longest,
+                mt=m,
+                filler={"pause": "<pause>", "end": "<end>"}.get(filler, filler),
+                placement=finetuned.placement.value,
+                prefix=finetuned.prefix.value,
+                control=training.control,
+                control_k=training.control_k,
+                k_range=(finetuned.k_range[0], finetuned.k_range[1]) if finetuned.k_range else None,
+            )
+            yield Cell(folder.name, training.task, finetuned.text.name, seed, arm)
 
-    def _matched(self, arm: Arm, seed: int) -> Arm:
+    def _matched(self, training: Training, seed: int) -> Training:
         """The controls ``layers`` and ``steps``: as dear as with K = ``control_k``, at inference or in training."""
-        if arm.control not in ("layers", "steps"):
-            return arm
-        plain = self._finetuned(arm, seed)
+        if training.control not in ("layers", "steps"):
+            return training
+        plain = self._finetuned(training, seed)
         config = plain.config
         assert isinstance(config, FinetuneConfig)
         parents = [self._pretrains[folder.name].config for folder in plain.parents]
         lengths, vocab_size = row_lengths(config, length_limit(config, parents)), vocabulary(config)
-        if arm.control == "layers":
+        if training.control == "layers":
             layers = equal_flops_layers(
-                config.model, vocab_size, lengths.test_prefix, arm.control_k, lengths.answer, config.prefix
+                config.model, vocab_size, lengths.test_prefix, training.control_k, lengths.answer, config.prefix
             )
-            return replace(arm, matched=f"model.n_layers={layers}")
+            return replace(training, matched=f"model.n_layers={layers}")
         steps = equal_flops_steps(
             config.model,
             vocab_size,
             lengths.train_prefix,
-            arm.control_k,
+            training.control_k,
             lengths.train_target,
             config.train.steps,
             config.prefix,
         )
-        return replace(arm, matched=f"train.steps={steps}")
+        return replace(training, matched=f"train.steps={steps}")
 
-    def _finetuned(self, arm: Arm, seed: int) -> Cell:
-        """The finetune cell of an arm and a seed, and behind it its parent's."""
+    def _finetuned(self, training: Training, seed: int) -> PlannedCommand:
+        """The finetune command of a training and a seed, and behind it its parent's."""
         chosen = self._config
-        start = "init=random" if arm.pretraining == "none" else f"pretraining={arm.pretraining}"
-        fixed = [f"task={arm.task}", *([f"world={arm.world}"] if arm.world else []), *chosen_data(chosen), start]
-        fixed += [f"k={arm.k}", *([f"placement={arm.placement}"] if arm.placement != "append" else [])]
-        own = [*arm.finetune, *chosen.overrides, *chosen.finetune_overrides, *([arm.matched] if arm.matched else [])]
+        start = "init=random" if training.pretraining == "none" else f"pretraining={training.pretraining}"
+        fixed = [
+            f"task={training.task}",
+            *([f"world={training.world}"] if training.world else []),
+            *chosen_data(chosen),
+            start,
+        ]
+        fixed += [f"k={training.k}", *([f"placement={training.placement}"] if training.placement != "append" else [])]
+        own = [
+            *training.finetune,
+            *chosen.overrides,
+            *chosen.finetune_overrides,
+            *([training.matched] if training.matched else []),
+        ]
         config, fixing = self._fixed(
             _with_seed(self._compose("finetune", [*fixed, f"seed={ANY_SEED}", *own]), seed), own
         )
         overrides = [*fixed, f"seed={seed}", *own, *fixing]
         parents = []
-        if arm.pretraining != "none":
-            parents.append(self._pretrained(arm, config).folders[0])
-            if self._ambiguous or arm.pretrain or arm.deeper:
+        if training.pretraining != "none":
+            parents.append(self._pretrained(training, config).folders[0])
+            if self._ambiguous or training.pretrain or training.deeper:
                 overrides[overrides.index(start)] = override("init", str(parents[0].path))
+        # A run's name holds its parent's, so that a changed pretraining changes the names of all that follow.
         parent = parents[0].name if parents else lineage.RANDOM.name
-        identity = config.identity(parent, TASKS[arm.task].version)
-        folder = RunFolder.of(config.runs, "finetune", config.slug(arm.pretraining), identity)
-        return self._finetunes.setdefault(folder.name, Cell("finetune", overrides, [folder], parents, config))
+        identity = config.identity(parent, TASKS[training.task].version)
+        folder = RunFolder.of(config.runs, "finetune", config.slug(training.pretraining), identity)
+        return self._finetunes.setdefault(folder.name, PlannedCommand("finetune", overrides, [folder], parents, config))
 
-    def _pretrained(self, arm: Arm, finetuned: FinetuneConfig) -> Cell:
-        """The parent's cell, composed once for all the finetunings that share it."""
-        own = [*lineage.data_overrides(finetuned.text, finetuned.model.name), f"pause={ON_OFF[arm.pretraining]}"]
-        more = [*arm.pretrain, *self._config.overrides, *self._config.pretrain_overrides, *arm.deeper]
+    def _pretrained(self, training: Training, finetuned: FinetuneConfig) -> PlannedCommand:
+        """The parent's command, composed once for all the finetunings that share it."""
+        pause = f"pause={ON_OFF[training.pretraining]}"
+        own = [*lineage.data_overrides(finetuned.text, finetuned.model.name), pause]
+        more = [*training.pretrain, *self._config.overrides, *self._config.pretrain_overrides, *training.deeper]
         overrides = list(dict.fromkeys([*own, f"seed={finetuned.pretraining_seed}", *more]))
         config, fixing = self._fixed(self._compose("pretrain", overrides), more)
         overrides += fixing
         folder = RunFolder.of(config.runs, "pretrain", config.slug, config.identity())
-        return self._pretrains.setdefault(folder.name, Cell("pretrain", overrides, [folder], config=config))
+        return self._pretrains.setdefault(folder.name, PlannedCommand("pretrain", overrides, [folder], config=config))
 
     def _fixed(self, config: TrainedConfig, typed: Sequence[str]) -> tuple[TrainedConfig, list[str]]:
         """A cell's config with the study's precision, and the override for it, where ``auto`` would ask the device."""
@@ -335,6 +351,7 @@ class _Builder:
         return replace(config, precision=self._precision), [f"precision={self._precision.value}"]
 
     def _compose(self, command: str, overrides: Sequence[str]) -> Any:
+        # Panels share cells, and the seeds of a cell share one composition.
         key = (command, *overrides)
         if key not in self._composed:
             self._composed[key] = self._cells.compose(command, [*overrides, override("runs", self._config.runs)])
@@ -347,12 +364,14 @@ def _with_seed(config: FinetuneConfig, seed: int) -> FinetuneConfig:
     return replace(config, seed=seed, pretraining_seed=seed if follows else config.pretraining_seed)
 
 
-def _trained_filler(run: Cell) -> str:
+def _trained_filler(run: PlannedCommand) -> str:
     assert isinstance(run.config, FinetuneConfig)
     return run.config.filler
 
 
-def _evaluate_cell(run: Cell, filler: str, config: ReproduceConfig, folders: dict[int, RunFolder]) -> Cell:
+def _evaluate_cell(
+    run: PlannedCommand, filler: str, config: ReproduceConfig, folders: dict[int, RunFolder]
+) -> PlannedCommand:
     """All M of one finetuned run and one filler: they share the load."""
     counts = sorted(folders)
     overrides = [override("run", str(run.folders[0].path)), f"mt=[{','.join(map(str, counts))}]"]
@@ -361,11 +380,7 @@ def _evaluate_cell(run: Cell, filler: str, config: ReproduceConfig, folders: dic
     if config.limit is not None:
         overrides.append(f"limit={config.limit}")
     evaluation = EvaluateConfig(runs=config.runs, run=run.name, mt=counts, filler=filler, limit=config.limit)
-    return Cell("evaluate", overrides, [folders[m] for m in counts], [run.folders[0]], evaluation=evaluation)
-
-
-# ------------------------------
-# Cells as command lines that a user can paste.
+    return PlannedCommand("evaluate", overrides, [folders[m] for m in counts], [run.folders[0]], evaluation=evaluation)
 
 
 def as_commands(command: str, cells: Iterable[Sequence[str]], runs_root: str) -> list[str]:
@@ -387,6 +402,7 @@ def as_commands(command: str, cells: Iterable[Sequence[str]], runs_root: str) ->
 def _products(rows: Sequence[tuple[str, ...]]) -> list[list[list[str]]]:
     """Split rows into products, cutting along the column with the fewest values first."""
     columns = [list(dict.fromkeys(column)) for column in zip(*rows, strict=True)]
+    # As many rows as the product has: the rows are the product.
     if math.prod(len(column) for column in columns) == len(set(rows)):
         return [columns]
     index = min((i for i, column in enumerate(columns) if len(column) > 1), key=lambda i: len(columns[i]))

@@ -21,8 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pausebench.errors import PausebenchError
-from pausebench.report.scores import finite, read_if_whole
-from pausebench.runs.folder import RunFolder, read_last_metrics
+from pausebench.runs.folder import RunFolder, finite, read_if_whole, read_last_metrics
 
 SETTING = ("task", "world")
 NO_ARM = ("name", "seed", "pretraining", *SETTING)  # coordinates of a cell that do not tell two arms apart

@@ -43,7 +43,7 @@ class Dataset:
     revision: its place on the Hugging Face hub, pinned. train, test: names of the splits that are read; train is None
     where none is published, and ``task.train_fraction`` then carves one from the test rows. fields: what every row must
     have (a dot reaches into a nested field). unfold: the rows that one published row stands for (a conversation: one a
-    question); None is the row itself. companion: a split of local files that stands beside the test split row by row;
+    question); None is the row itself. companion: a split of local files with one row for each row of the test split;
     what its rows hold is added to the test's.
     """
 

@@ -10,7 +10,7 @@
     Answer: complete job
 
 The answer is the option's text, without its letter, and only that text is right: "complete the job" scores 0. Picking
-a line blindly has chance .2. In about one row of eighty the same text stands on two lines; those rows stay. The
+a line blindly has chance .2. In about one row of eighty the same text is on two lines; those rows are kept. The
 answers to the test split are not published: scored on the validation split.
 """
 

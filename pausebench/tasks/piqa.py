@@ -4,7 +4,7 @@
     Answer: Pour it into a jar
 
 The other candidate is "Pour it onto a plate". Training says the right one. The paper's "F1" of this task is shown as
-reported; accuracy stands first here. The labels of the test split are not published: scored on the validation split.
+reported; accuracy comes first here. The labels of the test split are not published: scored on the validation split.
 """
 
 from pausebench.tasks.base import Dataset, Example, Row, Task

@@ -10,7 +10,7 @@ is the target: the space is the target's, because prefix and target are tokenise
 another token than the same word at the start of a text.
 
 Training says the first of the annotators' answers. Every one of them counts as right ("his last statement", "last
-statement"), by the rules of the official v1.1 script: exact match is the paper's metric, F1 stands beside it. Answers
+statement"), by the rules of the official v1.1 script: exact match is the paper's metric, F1 is given beside it. Answers
 are text alone: ``answer_start`` is not read, by that script or here, so an offset that misses its answer changes
 nothing. The test split is not published: scored on the validation split.
 """

@@ -17,8 +17,7 @@ from typing import Any
 
 from pausebench.config.groups import TrackingConfig
 from pausebench.console import Progress
-from pausebench.report import published
-from pausebench.tasks import TASKS
+from pausebench.tasks import TASKS, published
 
 CELL = ("variant", "task", "k", "mt", "seed", "placement", "filler")
 SCORES = ("value", "stderr", "target_nll", "n")  # of an evaluation, beside all metrics of its task

@@ -33,6 +33,7 @@ class CountWorld:
 
     def __init__(self, config: WorldConfig) -> None:
         self.config = config
+        # 0 to 46: with the other words 62 in all, and 64 ids with the end token and <pause>.
         numbers = [f"n{number}" for number in range(47)]
         questions = ["MAJ", "FIRST", "LAST", "CNT", "PAR", "M3"]
         answers = ["even", "odd", "rest0", "rest1", "rest2", "less", "more"]
@@ -41,9 +42,11 @@ class CountWorld:
     def documents(self, seed: int, start: int, count: int) -> list[str]:
         """Pretraining documents ``start`` to ``start + count`` of this seed."""
         world, rows = self.config, np.arange(start, start + count)
+        # One draw for the length and one for each fact, whose order is that of its draw.
         shape = uniform_array(seed, "document shape", rows, 1 + len(world.facts))
         lengths = (world.n_min + (shape[:, 0] * (world.n_max - world.n_min + 1)).astype(np.int64)).tolist()
         orders = shape[:, 1:].argsort(axis=1).tolist()
+        # The longest list for everyone, then cut: a document depends on its own number alone.
         bits = self._bits(seed, "document", rows, world.n_max)
         documents = []
         for length, order, row in zip(lengths, orders, bits, strict=True):
@@ -61,6 +64,7 @@ class CountWorld:
     def _bits(seed: int, stream: str, rows: NDArray[np.int64], length: int) -> list[str]:
         """One string of ``length`` bits a row; each row has its own probability of a one, uniform in 0..1."""
         draws = uniform_array(seed, f"{stream} bits", rows, length + 1)
+        # All bits of a block become one string at once: joining them one by one in Python is far slower.
         characters = ((draws[:, 1:] < draws[:, :1]) + np.uint8(ord("0"))).tobytes().decode()
         return [characters[index : index + length] for index in range(0, len(characters), length)]
 

@@ -37,6 +37,8 @@ def _subject(draw: Draws) -> str:
     """A town or a person; some people are written about three times as often as others."""
     if draw.number(1, 8) == 1:
         return draw.choice(TOWNS)
+    # The slope of this curve is what makes some people about three times as frequent: facts are learned unevenly, as
+    # in real text.
     popularity = draw.next()
     return PEOPLE[int(len(PEOPLE) * popularity * (1 + popularity) / 2)]
 
@@ -56,6 +58,7 @@ def _fact_document(draw: Draws) -> str:
 def _story_document(draw: Draws) -> str:
     """A story, then notes of it or questions about it."""
     context, events = draw_story(draw, draw.choice((1, 2, 2, 3)))
+    # Read, but never asked about: the questions of the test splits must not come up in pretraining.
     if for_test(context):
         return context
     if draw.number(1, 2) == 1:
@@ -72,8 +75,10 @@ def _sum_document(draw: Draws) -> str:
     row = gsm8k_row(draw)
     sums = [f"{step.calculation}={step.result}" for _ in range(2) for step in draw_sum(draw).steps]
     bare = f"Sums: {', '.join(sums)}."
+    # As above: a sum of a test split is not solved here.
     if for_test(row["question"]):
         return bare
+    # GSM8K's calculator marks belong to the dataset, not to the text of the world.
     solution = re.sub(r"<<.*?>>", "", row["answer"])
     return f"{_asked(row['question'], solution)}\n{bare}"
 

@@ -19,7 +19,7 @@ from pausebench.counter_rng import uniform_array
 T = TypeVar("T")
 
 WORLD_SEED = 2**31 + 2  # above every seed a user may give, and not the count world's test or validation seed
-TEST_SHARE = 16  # one story or sum in so many is for the test
+TEST_SHARE = 16  # one story or sum in 16 is for the test
 DRAWS = 96  # more than any document or row uses
 
 
@@ -27,6 +27,7 @@ class Draws:
     """The random numbers of one document or row, used up from the front."""
 
     def __init__(self, numbers: list[float]) -> None:
+        # Running out raises StopIteration: a row that needs more than DRAWS numbers is a bug, not a repeat.
         self.next = iter(numbers).__next__
 
     def number(self, low: int, high: int) -> int:
@@ -38,6 +39,7 @@ class Draws:
 
     def sample(self, options: Iterable[T], count: int) -> list[T]:
         """``count`` different options in random order."""
+        # Popped one by one, so that a sample takes exactly ``count`` numbers: what is drawn later stays what it was.
         left = list(options)
         return [left.pop(int(self.next() * len(left))) for _ in range(count)]
 
@@ -48,6 +50,7 @@ def draws(seed: int, stream: str, start: int, count: int) -> list[Draws]:
 
 def ranks(stream: str, count: int) -> list[int]:
     """The numbers below ``count`` in random order; modulo m, each remainder comes (nearly) equally often."""
+    # Twice argsort gives ranks: exactly balanced, where draws of their own would only be so on average.
     ranked: list[int] = uniform_array(WORLD_SEED, stream, np.arange(count), 1)[:, 0].argsort().argsort().tolist()
     return ranked
 
@@ -140,6 +143,7 @@ def _facts() -> dict[str, list[Fact]]:
     for subjects, attributes in SUBJECTS:
         for attribute in attributes:
             for subject, rank in zip(subjects, ranks(f"facts {attribute.name}", len(subjects)), strict=True):
+                # Each value belongs to several people; every second of them is held out for the test.
                 repeat, value = divmod(rank, len(attribute.values))
                 facts[subject].append(Fact(attribute, attribute.values[value], repeat % 2 == 1))
     return facts
@@ -185,6 +189,7 @@ Event = dict[str, str]
 
 def draw_story(draw: Draws, count: int) -> tuple[str, list[Event]]:
     """A sentence for each of ``count`` events; no two have a person, deed, place or day in common."""
+    # Nothing in common: each question then has one answer, and a wrong one is always about another event.
     people, deeds = draw.sample(FRIENDS, count), draw.sample(DEEDS, count)
     towns, days = draw.sample(TOWNS, count), draw.sample(DAYS, count)
     events = []
@@ -201,6 +206,7 @@ def note(event: Event, start: int) -> str:
 
 def find_word(word: str, text: str) -> tuple[int, int]:
     """Where a whole word of a text starts and ends ("Bela" is also the start of "Belas")."""
+    # Whole words: "Bela" would be found in "Belas".
     found = re.search(rf"\b{word}\b", text)
     assert found is not None
     return found.span()
@@ -269,6 +275,7 @@ def draw_sum(draw: Draws, problem: Problem | None = None) -> Sum:
     for expression, sentence in problem.steps.items():
         left, sign, right = expression.split()
         p, q = values[left], values[right]
+        # The latest result, which the next step may go on from.
         values["x"] = p + q if sign == "+" else p - q if sign == "-" else p * q
         said = sentence.format(**words, x="{}")
         steps.append(Step(f"{p}{sign}{q}", values["x"], f"{said[0].upper()}{said[1:]}."))
@@ -278,4 +285,5 @@ def draw_sum(draw: Draws, problem: Problem | None = None) -> Sum:
 
 def for_test(text: str) -> bool:
     """Whether a story, or a sum's question, may only be asked about in a test split: it decides that itself."""
+    # By its own words: pretraining and every dataset agree about a story without sharing a list.
     return int(digest(text)[:8], 16) % TEST_SHARE == 0

@@ -64,6 +64,7 @@ def _splits(dataset: str) -> Splits:
 
 def _drawn(stream: str, make: Callable[[Draws], tuple[str, T]], count: int = CANDIDATES) -> tuple[list[T], list[T]]:
     """Rows made of a story or sum each, shared out by its text; no text comes twice."""
+    # A dict by text: a story that is drawn twice would else be in both splits.
     rows = dict(map(make, draws(WORLD_SEED, stream, 0, count)))
     shared: tuple[list[T], list[T]] = ([], [])
     for text, row in rows.items():
@@ -143,6 +144,7 @@ def _coqa_row(draw: Draws) -> tuple[str, Row]:
             turns.append((ELLIPSES[slot], event[slot]))
         else:
             turns.append((_unanswerable(draw, events), "unknown"))
+    # -1 is CoQA's mark of an answer that is not in the text.
     spans = [(-1, -1) if answer == "unknown" else find_word(answer, story) for _, answer in turns]
     return story, {
         "source": "english",
@@ -169,6 +171,7 @@ def _unanswerable(draw: Draws, events: list[Event]) -> str:
 def _coqa_rows() -> Splits:
     """As many stories as have about TRAIN_ROWS and TEST_ROWS questions: 32 questions come with nine."""
     train, test = _drawn("coqa", _coqa_row, 2600)
+    # The nine plans of CONVERSATIONS have 32 turns in all.
     return train[: TRAIN_ROWS * 9 // 32], test[: TEST_ROWS * 9 // 32]
 
 
@@ -183,12 +186,14 @@ def _commonsense_rows() -> Splits:
     splits: Splits = ([], [])
     for split, count in enumerate((TRAIN_ROWS, TEST_ROWS)):
         asked = [(subject, fact) for subject, facts in FACTS.items() for fact in facts if fact.held_out == split]
+        # More than are needed: the same question with the same options comes up again, and is kept once.
         asked *= 2 + count // len(asked)
         rows: dict[str, Row] = {}
         places = ranks(f"places {split}", len(asked))
         options_drawn = draws(WORLD_SEED, f"options {split}", 0, len(asked))
         for draw, place, (subject, (attribute, value, _)) in zip(options_drawn, places, asked, strict=True):
             options = draw.sample([other for other in attribute.values if other != value], 4)
+            # Each of the five places is right equally often, so that a guess by place scores one in five.
             options.insert(place % 5, value)
             question = draw.choice(attribute.questions).format(subject)
             name = digest("\n".join([question, *options]))[:32]
@@ -241,6 +246,7 @@ def _nq_open_rows() -> Splits:
         for one, other in permutations(facts, 2):
             values = {one.value, other.value}
             who = [name for name in PEOPLE if values <= {fact.value for fact in FACTS[name]}]
+            # Several people may fit: every fact that makes one of them an answer has to be on the same side.
             if all(fact.held_out == split for name in who for fact in FACTS[name] if fact.value in values):
                 for first, second in zip(one.attribute.phrases, other.attribute.phrases, strict=True):
                     asked[split][f"Who {first.format(one.value)} and {second.format(other.value)}?"] = who
@@ -252,7 +258,7 @@ def _nq_open_rows() -> Splits:
 
 
 class Choice(NamedTuple):
-    """What stands before the candidates, and the candidates, the right one first."""
+    """The text before the candidates, and the candidates, the right one first."""
 
     row: Row
     candidates: list[str]
@@ -272,6 +278,7 @@ def _solutions(draw: Draws, count: int) -> tuple[str, str, list[str]]:
     told decides how it is asked: asked in two ways it could be a row for training and one for the test.
     """
     problem, told, asked, steps = draw_sum(draw)
+    # The right one first; the caller moves it to its place.
     numbers = [steps[-1].result]
     while len(numbers) < count:
         if (result := draw_sum(draw, problem).steps[-1].result) not in numbers:
@@ -299,6 +306,7 @@ def _piqa_rows() -> Splits:
     """Two of three rows are about a fact, one is about a sum."""
     splits: Splits = ([], [])
     for split, (sums, count) in enumerate(zip(_drawn("piqa", _piqa_sum), (TRAIN_ROWS, TEST_ROWS), strict=True)):
+        # Of each fact there are many wordings; the shuffle takes a fair share of them before the cut.
         facts = _shuffled(_piqa_facts(split))[: count * 2 // 3]
         for row, (one, other), label in _in_place(_shuffled(facts + sums[: count - len(facts)]), f"piqa {split}"):
             splits[split].append({**row, "sol1": one, "sol2": other, "label": label})
@@ -316,6 +324,7 @@ def _hellaswag_choice(draw: Draws) -> tuple[str, Choice]:
     context, events = draw_story(draw, draw.number(2, 3))
     start, odd = draw.number(0, 3), draw.number(1, 3)
     right, other = (note(event, start).split() for event in draw.sample(events, 2))
+    # One word of each ending is swapped: no single word tells the right one, only all three together do.
     mixed = [(*right[:odd], other[odd], *right[odd + 1 :]), (*other[:odd], right[odd], *other[odd + 1 :])]
     endings = [" ".join(words[1:]) for words in (right, *draw.sample([other, *mixed], 3))]
     return context, Choice({"activity_label": "Notes", "ctx_a": f"{context}\nNotes:", "ctx_b": right[0]}, endings)

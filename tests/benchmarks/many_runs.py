@@ -20,7 +20,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "results"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "report"))
 
 from planted import TASKS
 from synthetic import cell, finetune_name, write_json

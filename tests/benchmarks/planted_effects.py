@@ -19,7 +19,7 @@ from random import Random
 
 from scipy.stats import binomtest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "results"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "report"))
 
 from planted import TASKS, Design, Tally, read_families, write_draw, write_plans
 

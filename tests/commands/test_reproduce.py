@@ -20,7 +20,7 @@ from pausebench.config.groups import TrackingConfig
 from pausebench.errors import Interrupted, RunFailed
 from pausebench.runs import slurm
 from pausebench.runs.folder import RunFolder
-from pausebench.study.plan import Cell, Plan, as_commands, override
+from pausebench.study.plan import Plan, PlannedCommand, as_commands, override
 
 pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="needs the extra pausebench[sweep]")
 pytest.importorskip("matplotlib", reason="needs the extra pausebench[report]")
@@ -247,7 +247,7 @@ def fail(
     **options: Any,
 ) -> tuple[FailingCells, str]:
     """A study of one evaluation, ``cell``, that fails: what was launched, and what the user is told."""
-    cell = Cell("evaluate", ["run=x"], [RunFolder(root, "evaluate", "cell")], list(parents))
+    cell = PlannedCommand("evaluate", ["run=x"], [RunFolder(root, "evaluate", "cell")], list(parents))
     monkeypatch.setattr(
         reproduce, "build_plan", lambda config, cells, precision: Plan(config, {"evaluate": [cell]}, [], precision)
     )

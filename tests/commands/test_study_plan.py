@@ -197,9 +197,8 @@ def test_controls_of_two_k_stay_apart(tmp_path: Path, capsys: pytest.CaptureFixt
     tiny = 'overrides=["train.steps=2","train.batch_size=4"]'
     assert cli.run(["reproduce", *study, tiny, "limit=4", "hydra/launcher=basic"]) == 0
     capsys.readouterr()
-    (panel,) = (panel for panel in load_studies(tmp_path)[0].panels if panel.kind == "controls")
-    setting = panel.settings()[0]
-    shifted = [scores for scores in panel.scores(setting) if scores.arm.control]
+    setting, *_ = load_studies(tmp_path)[0].settings_of("controls")
+    shifted = [scores for scores in setting.arms if scores.arm.control]
     assert sorted((s.arm.pretraining, s.arm.control_k, len(s.cells)) for s in shifted) == [
         ("pause", 4, 1),
         ("pause", 8, 1),

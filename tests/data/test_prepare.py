@@ -183,7 +183,7 @@ def test_ctrl_c_says_what_was_saved_and_the_workers_end(root: Path, tmp_path: Pa
     assert process.returncode == 130, said
     shards = sum(len(json.loads(path.read_text())["shards"]) for path in folder(tmp_path).glob("*/*.json"))
     assert f"Ctrl-C: saved {shards} shards with " in said
-    assert "Type the same command to go on from there." in said
+    assert "Type the same command to resume from there." in said
     deadline = time.monotonic() + 30
     while any(map(is_running, workers)) and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -197,7 +197,7 @@ def test_a_killed_worker_is_said_and_the_next_start_goes_on(root: Path, whole: P
     for child in children(process.pid):
         os.kill(child, signal.SIGKILL)
     said = process.communicate()[1]
-    assert process.returncode == 1 and "a worker was killed" in said and "Type the same command to go on" in said
+    assert process.returncode == 1 and "a worker was killed" in said and "Type the same command to resume" in said
     prepare(root, tmp_path, "workers=2")
     assert tree(tmp_path) == tree(whole)
 

@@ -12,14 +12,13 @@ import torch
 
 from pausebench.data import shards
 from pausebench.data.shards import (
-    BLOCK,
+    ENCODED_TOGETHER,
     INDEX,
     PreparedText,
     index_content,
     index_fingerprint,
     part_path,
     read_part,
-    temporaries,
     write_part,
 )
 from pausebench.data.tokenizer import ByteTokenizer
@@ -46,9 +45,18 @@ def write(
     shard_tokens: int = 1000,
     advance: Callable[[int, int], None] = go_on,
     has_ends: bool = True,
+    encoded_together: int = ENCODED_TOGETHER,
 ) -> None:
     write_part(
-        folder, split, part, iter(documents), BYTE, has_ends=has_ends, shard_tokens=shard_tokens, advance=advance
+        folder,
+        split,
+        part,
+        iter(documents),
+        BYTE,
+        has_ends=has_ends,
+        shard_tokens=shard_tokens,
+        advance=advance,
+        encoded_together=encoded_together,
     )
 
 
@@ -109,9 +117,8 @@ class TestWriting:
 
     @pytest.mark.parametrize("moment", range(24))
     def test_stopped_after_any_batch_of_documents_and_started_again_it_writes_the_same_bytes(
-        self, moment: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, moment: int, tmp_path: Path
     ) -> None:
-        monkeypatch.setattr(shards, "ENCODED_TOGETHER", 5)
         write(tmp_path / "whole")
         left = [moment]
 
@@ -121,13 +128,13 @@ class TestWriting:
                 raise InterruptedError
 
         with pytest.raises(InterruptedError):
-            write(tmp_path / "stopped", advance=stop)
+            write(tmp_path / "stopped", advance=stop, encoded_together=5)
         assert not read_part(tmp_path / "stopped", "train", 0, "<u2").done
         write(tmp_path / "stopped")
         assert tree(tmp_path / "stopped") == tree(tmp_path / "whole")
 
     @pytest.mark.parametrize("action", ["replace", "fsync"])
-    @pytest.mark.parametrize("moment", [0, 1, 2, 3, 4, 5, 6, 11])
+    @pytest.mark.parametrize("moment", [0, 1, 2, 3, 4, 5, 6])
     def test_a_disk_that_refuses_at_any_moment_costs_only_what_was_not_recorded(
         self, action: str, moment: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -144,7 +151,7 @@ class TestWriting:
             patched.setattr(shards.os, action, refuse)
             with pytest.raises(OSError, match="No space left"):
                 write(tmp_path / "stopped")
-        assert temporaries(tmp_path / "stopped") == []
+        assert not list((tmp_path / "stopped").rglob("*.tmp"))
         write(tmp_path / "stopped")
         assert tree(tmp_path / "stopped") == tree(tmp_path / "whole")
 
@@ -223,40 +230,32 @@ class TestDamage:
     def test_a_flipped_byte_is_noticed_before_it_is_handed_out_and_its_shard_is_named(self, tmp_path: Path) -> None:
         prepared(tmp_path, ["x" * 20_000, "y" * 20_000], shard_tokens=21_000)
         shard = tmp_path / "train/00000-00001.bin"
-        for place in (0, BLOCK - 1, BLOCK, 2 * BLOCK + 5, shard.stat().st_size - 1):
+        for place in (0, 16_384, shard.stat().st_size - 1):
             flip(shard, place)
             rows = indexed(tmp_path).rows("train", 0, 500)
             with pytest.raises(RunFailed) as caught:
                 rows.rows(0, rows.blocks)
-            for said in (str(shard), "were altered", f"Delete it and type\n  {REMEDY}"):
+            for said in (str(shard), "its bytes were altered", f"Delete it and type\n  {REMEDY}"):
                 assert said in str(caught.value)
             flip(shard, place)
         assert len(all_rows(indexed(tmp_path), 500)) == 80
 
-    def test_rows_that_do_not_touch_the_altered_block_can_still_be_read(self, tmp_path: Path) -> None:
-        text = prepared(tmp_path, ["x" * 100_000], shard_tokens=10**9)
-        flip(tmp_path / "train/00000-00000.bin", 0)
-        rows, read = text.rows("train", 0, 1000), 0
+    def test_rows_of_the_other_shards_can_still_be_read(self, tmp_path: Path) -> None:
+        text = prepared(tmp_path, ["x" * 999, "y" * 999, "z" * 999], shard_tokens=1000)
+        flip(tmp_path / "train/00000-00001.bin", 7)
+        rows, read = text.rows("train", 0, 500), 0
         for row in range(rows.blocks):
             try:
                 rows.rows(row, 1)
                 read += 1
             except RunFailed:
                 pass
-        assert read == rows.blocks - -(-BLOCK // 2000)
+        assert (rows.blocks, read) == (6, 4)
 
-    def test_an_altered_table_of_sums_is_named(self, tmp_path: Path) -> None:
-        text = prepared(tmp_path)
-        flip(tmp_path / "train/00000-00002.sums", 3)
-        with pytest.raises(RunFailed, match=r"00000-00002\.sums was altered"):
-            all_rows(text, 100)
-
-    @pytest.mark.parametrize("file", ["train/00000-00002.bin", "train/00000-00002.sums"])
     @pytest.mark.parametrize("harm", ["truncated", "longer", "missing"])
-    def test_a_shard_of_another_size_is_named_on_load_with_what_to_type(
-        self, file: str, harm: str, tmp_path: Path
-    ) -> None:
+    def test_a_shard_of_another_size_is_named_on_load_with_what_to_type(self, harm: str, tmp_path: Path) -> None:
         prepared(tmp_path)
+        file = "train/00000-00002.bin"
         content, fingerprint = (tmp_path / file).read_bytes(), index_fingerprint((tmp_path / INDEX).read_bytes())
         if harm == "missing":
             (tmp_path / file).unlink()
@@ -299,4 +298,4 @@ def test_the_documents_of_a_part_are_read_once_and_as_they_are_needed(tmp_path: 
 
     with pytest.raises(InterruptedError):
         write_part(tmp_path, "train", 0, documents(), BYTE, has_ends=True, shard_tokens=10**6, advance=stop)
-    assert taken == list(range(shards.ENCODED_TOGETHER))
+    assert taken == list(range(ENCODED_TOGETHER))

@@ -91,7 +91,7 @@ def write_draw(runs: Path, designs: Sequence[Design], deviation: float, random: 
 
 def read_families(runs: Path) -> dict[str, tuple[Contrast, ...]]:
     """{design's name: its contrasts}, by the report's own reading and statistics."""
-    return {study.result: primary_family(study).contrasts for study in load_studies(runs)}
+    return {scored.study.result: primary_family(scored).contrasts for scored in load_studies(runs)}
 
 
 @dataclass

@@ -9,8 +9,7 @@ import pytest
 import synthetic
 
 from pausebench.report.comparisons import primary_family
-from pausebench.report.published import LABEL
-from pausebench.report.scores import Study, load_studies
+from pausebench.report.scores import ScoredStudy, load_studies
 from pausebench.report.tables import (
     MISSING,
     better_arms,
@@ -18,16 +17,16 @@ from pausebench.report.tables import (
     family_sheet,
     flops,
     like_table1,
-    metric_values,
     table1,
     table2,
 )
+from pausebench.tasks.published import LABEL
 
 TASKS = ("gsm8k", "piqa")
 SEEDS = (0, 1, 2)
 
 
-def study_of(runs: Path, name: str, score: synthetic.Score = synthetic.paper_score, **plan: Any) -> Study:
+def study_of(runs: Path, name: str, score: synthetic.Score = synthetic.paper_score, **plan: Any) -> ScoredStudy:
     panels = synthetic.paper_panels(name, TASKS, SEEDS)
     primary = synthetic.FAMILY | {"panel": panels[0]["id"]}
     plan = {"published": "table2" if name == "table2" else "table1"} | plan
@@ -41,7 +40,7 @@ def rows_of(sheet: Any) -> dict[tuple[str, str], tuple[str, ...]]:
 
 def test_table_1_has_a_column_for_each_variant_and_k_in_the_papers_order(tmp_path: Path) -> None:
     study = study_of(tmp_path, "table1")
-    assert table1(study, study.panels[0]).columns == (
+    assert table1(study, study.study.panels[0]).columns == (
         "StdPT_StdFT", "StdPT_PauseFT K=10", "StdPT_PauseFT K=50",
         "PausePT_StdFT", "PausePT_PauseFT K=10", "PausePT_PauseFT K=50",
     )  # fmt: skip
@@ -49,7 +48,7 @@ def test_table_1_has_a_column_for_each_variant_and_k_in_the_papers_order(tmp_pat
 
 def test_table_1_shows_ours_the_published_line_and_the_cost(tmp_path: Path) -> None:
     study = study_of(tmp_path, "table1", lambda raw: 0.5 + 0.1 * raw["seed"])
-    sheet = table1(study, study.panels[0])
+    sheet = table1(study, study.study.panels[0])
     rows = rows_of(sheet)
     title = "piqa · hub · accuracy (published as F1)"
     assert rows[title, "ours"] == ("0.600 ± 0.100 (3)",) * 6
@@ -67,22 +66,24 @@ def test_a_smaller_model_is_told_beside_the_published_figures(tmp_path: Path) ->
     for path in tmp_path.glob("evaluate/*/result.json"):
         path.write_text(path.read_text().replace('"model": "1b"', '"model": "130m"'))
     study = load_studies(tmp_path)[0]
-    assert any("ours is 130m" in note for note in table1(study, study.panels[0]).notes)
+    assert any("ours is 130m" in note for note in table1(study, study.study.panels[0]).notes)
 
 
 def test_generated_rows_are_told_beside_the_published_figures(tmp_path: Path) -> None:
     study = study_of(tmp_path, "table1")
-    assert not any("generated" in note for note in table1(study, study.panels[0]).notes)
+    assert not any("generated" in note for note in table1(study, study.study.panels[0]).notes)
     path = next(tmp_path.glob("evaluate/*/result.json"))
     path.write_text(path.read_text().replace('"model": "1b"', '"model": "1b", "data": "embedded"'))
     study = load_studies(tmp_path)[0]
-    assert any("generated rows, which are not the published" in note for note in table1(study, study.panels[0]).notes)
+    assert any(
+        "generated rows, which are not the published" in note for note in table1(study, study.study.panels[0]).notes
+    )
 
 
 def test_without_a_published_table_there_is_no_published_line_and_the_sheet_says_so(tmp_path: Path) -> None:
     study = study_of(tmp_path, "figure5", published=None)
-    assert like_table1(study, study.panels[0])
-    sheet = table1(study, study.panels[0])
+    assert like_table1(study, study.study.panels[0])
+    sheet = table1(study, study.study.panels[0])
     assert {line.kind for group in sheet.groups for line in group.lines} == {"ours", "cost"}
     assert any("prints no figures" in note for note in sheet.notes)
 
@@ -93,7 +94,7 @@ def test_missing_seeds_and_arms_are_said_in_the_cell(tmp_path: Path) -> None:
         return None if gone else synthetic.paper_score(raw)
 
     study = study_of(tmp_path, "table1", score)
-    ours = rows_of(table1(study, study.panels[0]))["piqa · hub · accuracy (published as F1)", "ours"]
+    ours = rows_of(table1(study, study.study.panels[0]))["piqa · hub · accuracy (published as F1)", "ours"]
     assert ours[3].endswith(" (3)")
     assert ours[4].endswith(" (2/3)")
     assert ours[5] == MISSING
@@ -101,14 +102,14 @@ def test_missing_seeds_and_arms_are_said_in_the_cell(tmp_path: Path) -> None:
 
 def test_a_table_without_any_result_still_shows_the_published_line(tmp_path: Path) -> None:
     study = study_of(tmp_path, "table1", lambda raw: None)
-    rows = rows_of(table1(study, study.panels[0]))
+    rows = rows_of(table1(study, study.study.panels[0]))
     assert rows["gsm8k · hub · final number (published as accuracy)", "ours"] == (MISSING,) * 6
     assert rows["gsm8k · hub · final number (published as accuracy)", LABEL][4] == "0.085 ± 0.009"
 
 
 def test_table_2_tells_placements_apart_and_says_the_k_of_each_task(tmp_path: Path) -> None:
     study = study_of(tmp_path, "table2")
-    sheet = table2(study, study.panels[0])
+    sheet = table2(study, study.study.panels[0])
     assert sheet.columns == (
         "StdPT_StdFT", "StdPT_PauseFT prepended", "StdPT_PauseFT appended",
         "PausePT_PauseFT prepended", "PausePT_PauseFT appended",
@@ -128,14 +129,14 @@ def test_arms_that_differ_in_their_prefix_alone_keep_a_column_each(tmp_path: Pat
     panel = {"id": "variants", "kind": "variants", "title": "Prefixes", "cells": cells}
     synthetic.write_study(tmp_path, [panel], synthetic.paper_score, seeds=(0,), primary=synthetic.FAMILY)
     study = load_studies(tmp_path)[0]
-    sheet = table1(study, study.panels[0])
+    sheet = table1(study, study.study.panels[0])
     assert len(sheet.columns) == 6
     assert MISSING not in sheet.groups[0].lines[0].cells
 
 
 def test_the_family_has_every_task_and_k_then_the_best_of_each_labelled_as_a_selection(tmp_path: Path) -> None:
     study = study_of(tmp_path, "table1", lambda raw: synthetic.paper_score(raw) + 0.02 * (raw["k"] == 10))
-    sheet = family_sheet(study, primary_family(study))
+    sheet = family_sheet(primary_family(study), study.study.published)
     assert sheet is not None
     fixed, best = sheet.groups
     assert fixed.title == "Fixed in advance: 4 comparisons"
@@ -155,7 +156,7 @@ def test_the_verdict_is_one_word(tmp_path: Path, gain: float | None, words: str)
         return None if gain is None else 0.5 + gain * (1 + 0.001 * raw["seed"] * raw["k"])
 
     study = study_of(tmp_path, "table1", score)
-    sheet = family_sheet(study, primary_family(study))
+    sheet = family_sheet(primary_family(study), study.study.published)
     assert sheet is not None
     verdict = sheet.columns.index("verdict")
     assert {line.cells[verdict] for line in sheet.groups[0].lines} == {words}
@@ -168,7 +169,7 @@ def test_a_difference_that_the_correction_takes_away_is_not_settled(tmp_path: Pa
         return 0.5 + steps[raw["seed"]] * (raw["variant"] == "PausePT_PauseFT") * (1 + raw["k"] / 100)
 
     study = study_of(tmp_path, "table1", score)
-    sheet = family_sheet(study, primary_family(study))
+    sheet = family_sheet(primary_family(study), study.study.published)
     assert sheet is not None
     verdict = sheet.columns.index("verdict")
     assert {line.cells[verdict] for line in sheet.groups[0].lines} == {"not settled"}
@@ -176,8 +177,8 @@ def test_a_difference_that_the_correction_takes_away_is_not_settled(tmp_path: Pa
 
 def test_the_better_k_is_chosen_by_the_mean_and_says_that_it_was_chosen(tmp_path: Path) -> None:
     study = study_of(tmp_path, "table1", lambda raw: 0.5 + 0.001 * raw["seed"] + 0.1 * (raw["k"] == 50))
-    panel = study.panels[0]
-    arms, words = better_arms(panel.scores(panel.settings()[0]))
+    setting, *_ = study.settings(study.study.panels[0])
+    arms, words = better_arms(setting.arms)
     assert [(scores.arm.variant, scores.arm.k) for scores in arms] == [
         ("StdPT_StdFT", 0), ("StdPT_PauseFT", 50), ("PausePT_StdFT", 0), ("PausePT_PauseFT", 50),
     ]  # fmt: skip
@@ -193,11 +194,10 @@ def test_a_second_metric_of_a_seed_that_lacks_a_world_is_left_out(tmp_path: Path
 
     synthetic.write_study(tmp_path, [panel], score, seeds=SEEDS, primary=synthetic.FAMILY)
     study = load_studies(tmp_path)[0]
-    pooled = study.panels[0].pooled("gsm8k")
-    assert pooled is not None
-    (scores,) = study.panels[0].scores(pooled)
-    assert metric_values(scores, pooled, "rouge1") == pytest.approx({0: 0.36, 1: 0.36})
-    assert metric_values(scores, pooled, "final_number") == pytest.approx(scores.values)
+    pooled, *_ = study.settings(study.study.panels[0])
+    (scores,) = pooled.arms
+    assert scores.values("rouge1") == pytest.approx({0: 0.36, 1: 0.36})
+    assert scores.values() == pytest.approx({0: 0.3, 1: 0.3})
 
 
 def test_every_control_stands_against_the_full_method_and_the_baseline(tmp_path: Path) -> None:
@@ -207,7 +207,7 @@ def test_every_control_stands_against_the_full_method_and_the_baseline(tmp_path:
         return (0.4 if raw["k"] == 0 else values.get(raw["control"], 0.55)) + 0.01 * raw["seed"]
 
     study = study_of(tmp_path, "controls", score)
-    sheet = controls_sheet(study, study.panels[0])
+    sheet = controls_sheet(study, study.study.panels[0])
     rows = {line.head: line.cells for line in sheet.groups[0].lines}
     assert list(rows)[:2] == ["PausePT_PauseFT K=10", "StdPT_StdFT"]
     assert len(rows) == 2 + 8
@@ -223,7 +223,7 @@ def test_controls_take_their_references_from_the_table_of_the_variants(tmp_path:
     panels = [synthetic.paper_variants(SEEDS, TASKS), controls]
     synthetic.write_study(tmp_path, panels, synthetic.paper_score, seeds=SEEDS, primary=synthetic.FAMILY)
     study = load_studies(tmp_path)[0]
-    heads = [line.head for line in controls_sheet(study, study.panels[1]).groups[0].lines]
+    heads = [line.head for line in controls_sheet(study, study.study.panels[1]).groups[0].lines]
     assert heads[:2] == ["PausePT_PauseFT K=10", "StdPT_StdFT"]
 
 

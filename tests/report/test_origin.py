@@ -32,8 +32,8 @@ def planned(runs: Path, **plan: Any) -> Path:
 
 
 def test_a_cell_without_a_model_names_both_commands(tmp_path: Path) -> None:
-    (cell, command), *_ = missing_cells(load_studies(planned(tmp_path))[0], 10)
-    assert command == (
+    cell, *_ = missing_cells(load_studies(planned(tmp_path))[0], 10)
+    assert cell.command == (
         f"pausebench finetune task=gsm8k 'train.note=a b' && "
         f"pausebench evaluate run=runs/finetune/trained-{cell.name} 'mt=[0]'"
     )
@@ -41,15 +41,15 @@ def test_a_cell_without_a_model_names_both_commands(tmp_path: Path) -> None:
 
 def test_a_cell_with_a_model_names_the_evaluation_alone(tmp_path: Path) -> None:
     runs = planned(tmp_path)
-    for cell in load_studies(runs)[0].cells():
-        synthetic.write_json(runs / "finetune" / f"trained-{cell.name}" / "result.json", {})
-    (cell, command), *_ = missing_cells(load_studies(runs)[0], 10)
-    assert command == f"pausebench evaluate run=runs/finetune/trained-{cell.name} 'mt=[0]'"
+    for name in load_studies(runs)[0].cells.name:
+        synthetic.write_json(runs / "finetune" / f"trained-{name}" / "result.json", {})
+    cell, *_ = missing_cells(load_studies(runs)[0], 10)
+    assert cell.command == f"pausebench evaluate run=runs/finetune/trained-{cell.name} 'mt=[0]'"
 
 
 def test_another_runs_folder_is_part_of_the_command(tmp_path: Path) -> None:
     study = load_studies(planned(tmp_path, command="pausebench reproduce result=table1 runs=elsewhere"))[0]
-    assert all(command.count("runs=elsewhere") == 2 for _, command in missing_cells(study, 10))
+    assert all(cell.command.count("runs=elsewhere") == 2 for cell in missing_cells(study, 10))
 
 
 @pytest.mark.parametrize("stages", [[], [{"command": "evaluate", "cells": []}]])
@@ -57,8 +57,8 @@ def test_a_cell_that_no_stage_names_gets_the_studys_command(tmp_path: Path, stag
     runs = planned(tmp_path)
     path = runs / "reproduce" / "table1" / "plan.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"stages": stages}))
-    study = load_studies(runs)[0]
-    assert {command for _, command in missing_cells(study, 10)} == {study.command}
+    scored = load_studies(runs)[0]
+    assert {cell.command for cell in missing_cells(scored, 10)} == {scored.study.command}
 
 
 def test_no_more_cells_are_listed_than_asked_for(tmp_path: Path) -> None:

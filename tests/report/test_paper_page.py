@@ -11,7 +11,7 @@ import pytest
 import synthetic
 from test_report import page_of, parsed, terminal_of, without_scripts
 
-from pausebench.report import page as page_module
+from pausebench.report.page import Limits, read_runs, write_page
 from pausebench.report.scores import load_studies
 
 NAMES = ("table1", "table2", "figure3", "figure4a", "figure4b", "figure4c", "figure5", "figure6", "figure7", "controls")
@@ -102,18 +102,16 @@ def test_nothing_published_means_no_hollow_marks(tmp_path: Path) -> None:
 
 def test_a_missing_cell_is_shown_with_its_own_commands(tmp_path: Path) -> None:
     page = page_of(paper(tmp_path, "table1", unfinished))
-    (cell, *_) = load_studies(tmp_path)[0].missing()
-    row = re.search(rf"<tr>(?:(?!</tr>).)*<code>{re.escape(cell.name)}</code>.*?</tr>", page, re.DOTALL)
+    name, *_ = load_studies(tmp_path)[0].missing().name
+    row = re.search(rf"<tr>(?:(?!</tr>).)*<code>{re.escape(name)}</code>.*?</tr>", page, re.DOTALL)
     assert row is not None
-    assert f"pausebench evaluate run={cell.name}" in row.group(0)
+    assert f"pausebench evaluate run={name}" in row.group(0)
 
 
-def test_a_large_study_makes_a_bounded_page_that_says_what_it_left_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, value in (("MOST_FIGURES_A_STUDY", 2), ("MOST_ROWS", 3), ("MOST_TRAINING_SETTINGS", 1)):
-        monkeypatch.setattr(page_module, name, value)
-    page = page_of(paper(tmp_path, "table1", unfinished))
+def test_a_large_study_makes_a_bounded_page_that_says_what_it_left_out(tmp_path: Path) -> None:
+    runs = paper(tmp_path, "table1", unfinished)
+    limits = Limits(most_of_a_study=2, rows=3, training_settings=1)
+    page = write_page(runs, *read_runs(runs, None), limits).read_text(encoding="utf-8")
     assert len(re.findall("<svg ", page)) == 2
     assert "2 more figures are not drawn" in page
     assert "Training curves are left out" in page

@@ -136,9 +136,9 @@ def test_missing_cells_are_listed_with_the_command_that_fills_them(tmp_path: Pat
 
     runs = demo(tmp_path, score)
     page, terminal = page_of(runs), terminal_of(runs)
-    missing = load_studies(runs)[0].missing()
+    missing = load_studies(runs)[0].missing().name
     assert len(missing) == 9
-    assert all(cell.name in page for cell in missing)
+    assert all(name in page for name in missing)
     assert "9 of 94 cells are missing" in page
     assert "pausebench reproduce result=demo" in page
     assert "finetune 36 of 40, evaluate 85 of 94" in page
@@ -156,9 +156,9 @@ def test_a_study_without_any_result_still_makes_a_page(tmp_path: Path) -> None:
 
 def test_an_unreadable_result_is_missing_not_a_crash(tmp_path: Path) -> None:
     runs = demo(tmp_path)
-    cells = load_studies(runs)[0].cells()
-    (runs / "evaluate" / cells[0].name / "result.json").write_text('{"value": 0.')
-    (runs / "evaluate" / cells[1].name / "result.json").write_text('{"value": NaN}')
+    torn, empty, *_ = load_studies(runs)[0].cells.name
+    (runs / "evaluate" / torn / "result.json").write_text('{"value": 0.')
+    (runs / "evaluate" / empty / "result.json").write_text('{"value": NaN}')
     page = page_of(runs)
     assert "result.json is unreadable" in page
     assert "result.json has no finite value" in page
@@ -369,8 +369,8 @@ def test_the_control_is_the_one_without_pauses_whatever_the_order_of_the_plan(tm
     for panel in panels:
         panel["cells"].reverse()
     synthetic.write_study(tmp_path, panels, synthetic.realistic)
-    controls = {c.control_label for c in secondary_contrasts(load_studies(tmp_path)[0]) if c.panel == "Four variants"}
-    assert controls == {"StdPT_StdFT"}
+    secondary = secondary_contrasts(load_studies(tmp_path)[0])
+    assert {c.control.arm.label for c in secondary if c.setting.panel.id == "variants"} == {"StdPT_StdFT"}
 
 
 def test_the_four_variants_stand_in_the_table_with_their_numbers(tmp_path: Path) -> None:

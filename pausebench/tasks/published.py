@@ -14,8 +14,6 @@ from typing import Any
 
 import yaml
 
-from pausebench.report.scores import Arm
-
 LABEL = "published, 1B, 5 seeds"
 TABLES = {"table1": "table1_1b", "table2": "table2_placement_1b"}
 
@@ -53,6 +51,11 @@ def metrics_of(table: str | None, task: str) -> tuple[str, ...]:
     return tuple(metric for (name, metric), (key, _) in KEYS.items() if name == task and key in known)
 
 
+def headline(table: str | None, task: str) -> str | None:
+    """The first of them; None for a task that the table lacks."""
+    return next(iter(metrics_of(table, task)), None)
+
+
 def name_of_metric(task: str, metric: str) -> str | None:
     """How the paper calls what stands beside our metric: `F1` beside our accuracy on PIQA and HellaSwag."""
     known = KEYS.get((task, metric))
@@ -73,16 +76,6 @@ def lookup(table: str | None, task: str, metric: str, variant: str, column: int 
     return Published(round(found[0] / 100, 6), round(found[1] / 100, 6)) if found else None
 
 
-def of_arm(table: str | None, task: str, metric: str | None, arm: Arm) -> Published | None:
-    """The printed figure of an arm: of the paper's own variants, evaluated with the pauses they were finetuned with."""
-    if metric is None or arm.control or arm.mt != arm.k or arm.filler not in ("", "<pause>"):
-        return None
-    if table == "table1" and arm.placement == "prepend":
-        return None
-    column: int | str | None = arm.placement if table == "table2" else arm.k
-    return lookup(table, task, metric, arm.variant, column if arm.k else None)
-
-
 def beside(table: str, models: Sequence[str], generated: bool) -> str:
     """What has to be said of a table's published figures next to runs of these models.
 
@@ -101,12 +94,13 @@ def beside(table: str, models: Sequence[str], generated: bool) -> str:
 
 
 @cache
-def _tables() -> dict[str, Any]:
-    source = files("pausebench.report").joinpath("published.yaml").read_text(encoding="utf-8")
+def printed_tables() -> dict[str, Any]:
+    """The file as it is: {table: {task and metric: {variant: figure, or figures by K or placement}}}."""
+    source = files("pausebench.tasks").joinpath("published.yaml").read_text(encoding="utf-8")
     tables: dict[str, Any] = yaml.safe_load(source)
     return tables
 
 
 def _table(table: str | None) -> dict[str, Any]:
-    found: dict[str, Any] = _tables().get(TABLES.get(table or "", ""), {})
+    found: dict[str, Any] = printed_tables().get(TABLES.get(table or "", ""), {})
     return found

@@ -1,6 +1,6 @@
-"""What the panels of a study ask for: the arms of each, narrowed or widened by the options of ``reproduce``.
+"""Which models the panels of ``conf/result`` train, narrowed or widened by the options of ``reproduce``.
 
-An arm is one way of training on one task, scored in one or several ways; seeds come later (``study_plan``).
+Seeds come later (``study.plan``), and so do the study's arms: one training gives an arm for each M and filler.
 """
 
 from __future__ import annotations
@@ -12,24 +12,26 @@ from typing import Any
 
 from pausebench.config.commands import ReproduceConfig
 from pausebench.errors import BadInput
-from pausebench.report.tables import CONTROLS
+from pausebench.study.study import CONTROLS
 
+# What a panel of conf/result may be; the report draws each kind in its own way.
 KINDS = ("bottleneck", "variants", "k_curve", "m_curve", "filler", "placement")
 SWEEPS_M = ("m_curve", "filler")  # the kinds in which M is not K
 OTHER_K = 10  # of a task that a list of K by task does not name
 
-# Shares of K at which M is tried where the study lists none for that K; with K = 10: 0, 1, 2, 5, 8, 10, 12, 15, 20.
+# Shares of K at which M is tried where the study lists none for that K. With K = 10 they give the paper's own grid
+# (Figure 4c): 0, 1, 2, 5, 8, 10, 12, 15, 20.
 SHARES_OF_K = (0, 0.1, 0.2, 0.5, 0.8, 1, 1.2, 1.5, 2)
 
 
 @dataclass(frozen=True)
-class Arm:
-    """One way of training on one task.
+class Training:
+    """One way to train on one task, and every way to score the model.
 
-    finetune, pretrain: overrides of its cells beside those that the other fields say. mt: every M it is scored with,
+    finetune, pretrain: overrides of its commands beside those that the other fields say. mt: every M it is scored with,
     each with every one of ``fillers``; None is M = K. control: the name of the control it belongs to, "" for the
-    paper's own. control_k: the K whose positions or FLOPs a control without pauses matches. matched: the
-    override that makes it so, stronger than whatever the user overrides.
+    paper's own. control_k: the K whose positions or FLOPs a control without pauses matches. matched: the override that
+    makes it so. It comes last, so it wins over whatever the user overrides.
     """
 
     task: str
@@ -66,32 +68,37 @@ def source_of_controls(config: ReproduceConfig) -> Mapping[str, Any]:
     return panel
 
 
-def control_arms(config: ReproduceConfig, source: Mapping[str, Any]) -> list[Arm]:
-    """The arms of each of ``controls=`` beside StdPT_StdFT and PausePT_PauseFT, for the grid of the panel ``source``.
+def of_controls(config: ReproduceConfig, source: Mapping[str, Any]) -> list[Training]:
+    """Each of ``controls=`` beside StdPT_StdFT and PausePT_PauseFT, for the grid of the panel ``source``.
 
-    Raises ``BadInput`` for a control that there is not.
+    Raises ``BadInput`` for an unknown control.
     """
     for control in config.control_list:
         if control not in CONTROLS:
             raise BadInput(f"controls={control}: allowed are {', '.join(CONTROLS)}. For example controls=[shifted].")
     found = []
+    # A control differs from the panel in one thing, so that it takes over whatever else the panel sets.
     own, parents = tuple(source.get("overrides", [])), tuple(source.get("pretrain_overrides", []))
     for task, world in itertools.product(tasks_of(source, config), source.get("world", [None])):
         counts = [k for k in pause_counts(source, config, task, "pause") if k]
-        base = Arm(task, world, "std", 0, finetune=own, pretrain=parents)
+        base = Training(task, world, "std", 0, finetune=own, pretrain=parents)
+        # The two ends that every control is read against. The primary panel has them too; they are run once.
         found += [base, *(replace(base, pretraining="pause", k=k) for k in counts)]
         for control in config.control_list:
             named = replace(base, control=control)
             paused = [replace(named, pretraining="pause", k=k) for k in counts]
+            # Hidden pauses cost the same computation and carry nothing: what is left of the effect is not in them.
             if control == "hidden_pretraining":
-                found += [replace(arm, pretrain=(*arm.pretrain, *HIDDEN)) for arm in paused]
+                found += [replace(training, pretrain=(*training.pretrain, *HIDDEN)) for training in paused]
             elif control == "hidden_finetuning":
-                found += [replace(arm, finetune=(*arm.finetune, *HIDDEN)) for arm in paused]
+                found += [replace(training, finetune=(*training.finetune, *HIDDEN)) for training in paused]
             elif control == "hidden":
-                both = [replace(arm, pretrain=(*arm.pretrain, *HIDDEN)) for arm in paused]
-                found += [replace(arm, finetune=(*arm.finetune, *HIDDEN)) for arm in both]
+                both = [replace(training, pretrain=(*training.pretrain, *HIDDEN)) for training in paused]
+                found += [replace(training, finetune=(*training.finetune, *HIDDEN)) for training in both]
+            # One pause is a marker of where the answer begins, with next to no computation of its own.
             elif control == "one_pause":
                 found += [replace(named, pretraining=pretraining, k=1) for pretraining in ("std", "pause")]
+            # Pauses also move the answer to later positions. Here only the positions move.
             elif control == "shifted":
                 found += [
                     replace(named, pretraining=pretraining, finetune=(*named.finetune, f"shift={k}"), control_k=k)
@@ -105,8 +112,8 @@ def control_arms(config: ReproduceConfig, source: Mapping[str, Any]) -> list[Arm
     return found
 
 
-def arms(name: str, panel: Mapping[str, Any], config: ReproduceConfig) -> list[Arm]:
-    """The arms of a panel. Raises ``BadInput`` for a kind that there is not."""
+def of_panel(name: str, panel: Mapping[str, Any], config: ReproduceConfig) -> list[Training]:
+    """What a panel trains. Raises ``BadInput`` for an unknown kind."""
     kind = panel["kind"]
     if kind not in KINDS:
         raise BadInput(f"panel {name} has kind={kind}; allowed are {', '.join(KINDS)}.")
@@ -115,8 +122,9 @@ def arms(name: str, panel: Mapping[str, Any], config: ReproduceConfig) -> list[A
         tasks_of(panel, config), panel.get("world", [None]), panel["pretraining"]
     ):
         for k in pause_counts(panel, config, task, pretraining):
+            # Without pauses there is nothing to place.
             for placement in panel.get("placement", ["append"]) if k else ["append"]:
-                arm = Arm(
+                training = Training(
                     task,
                     world,
                     pretraining,
@@ -127,7 +135,7 @@ def arms(name: str, panel: Mapping[str, Any], config: ReproduceConfig) -> list[A
                     fillers=tuple(panel.get("filler", ["pause"])),
                     mt=_inference_counts(panel, config, k),
                 )
-                found.append(arm)
+                found.append(training)
     return found
 
 
@@ -148,6 +156,7 @@ def pause_counts(panel: Mapping[str, Any], config: ReproduceConfig, task: str, p
         return list(dict.fromkeys([0, *listed] if pretraining == "std" else [k for k in listed if k]))
     if given is None or panel["kind"] in ("bottleneck", "filler"):
         return list(own)
+    # Only the pauses are replaced: without its K = 0 the panel would have nothing to compare them with.
     needed = [k for k in own if k == 0]
     return list(dict.fromkeys([*needed, *given]))
 
@@ -161,11 +170,12 @@ def _inference_counts(panel: Mapping[str, Any], config: ReproduceConfig, k: int)
         return tuple(dict.fromkeys([0, *config.mt_list] if panel["kind"] == "filler" else config.mt_list))
     if not isinstance(own, Mapping):
         return tuple(own)
+    # A K that the paper did not sweep gets the same shares of K as its own grid.
     return tuple(own[k]) if k in own else tuple(dict.fromkeys(round(share * k) for share in SHARES_OF_K))
 
 
 def refuse_unused(panels: Sequence[Mapping[str, Any]], config: ReproduceConfig) -> None:
-    """Raise ``BadInput`` for a list that no panel of the study reads."""
+    """Raise ``BadInput`` for a list that would silently do nothing, because no panel of the study reads it."""
     name, kinds = config.result["name"], {panel["kind"] for panel in panels}
     if config.mt_list is not None and not kinds & set(SWEEPS_M):
         raise BadInput(
