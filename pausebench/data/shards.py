@@ -82,6 +82,7 @@ class PreparedText:
     def __init__(self, folder: Path, fingerprint: str, remedy: str) -> None:
         self.folder, self.fingerprint = folder, fingerprint
         index = (folder / INDEX).read_bytes() if (folder / INDEX).is_file() else b""
+        # One digest over all: the index has every shard's checksum, so a shard cannot be swapped unnoticed.
         if index_fingerprint(index) != fingerprint:
             raise BadInput(
                 f"{folder / INDEX} is not what was prepared (its fingerprint is {index_fingerprint(index)}, not "
@@ -212,6 +213,7 @@ def read_part(folder: Path, split: str, number: int, dtype: str) -> Part:
     try:
         content = json.loads(part_path(folder, split, number).read_text())
         shards, done = [Shard(**record) for record in content["shards"]], bool(content["done"])
+    # A record that cannot be read only costs time: its shards are written again.
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return Part([])
     # What follows a missing shard is written again, too: where its documents began is then certain.
