@@ -16,7 +16,18 @@ from pausebench.data import task_rows
 from pausebench.runs import lineage
 from pausebench.runs.folder import write_json
 
-HEAVY = ("torch", "datasets", "wandb", "pyarrow", "scipy", "matplotlib", "transformers", "sklearn", "pandas")
+HEAVY = (
+    "torch",
+    "datasets",
+    "wandb",
+    "pyarrow",
+    "scipy",
+    "matplotlib",
+    "transformers",
+    "sklearn",
+    "pandas",
+    "submitit",
+)
 RUN = """
 import sys
 from pausebench.cli import run

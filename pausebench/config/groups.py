@@ -1,7 +1,9 @@
-"""The configuration groups: a dataclass for each folder of conf/, its ranges, and the choices that are names.
+"""The configuration groups: a dataclass for each folder of conf/ with its ranges, and the enums of named choices.
 
 Invariant: an object of these classes is valid. Fields marked ``Identity.never`` do not determine a result and are left
-out of a run's name, as are those marked ``Identity.changed`` while they have their default.
+out of a run's name. So are those marked ``Identity.changed`` while they have their default.
+
+The named choices are enums since OmegaConf checks an Enum and knows no Literal.
 """
 
 from __future__ import annotations
@@ -10,30 +12,30 @@ import dataclasses
 from dataclasses import dataclass
 from enum import Enum
 
-from pausebench.config.options import MISSING, Identity, option, require
+from pausebench.config.options import MISSING, Identity, option, require, require_at_least
 
 
 class Placement(Enum):
-    """Where the K pauses stand (section 5.3; the paper's default is to append)."""
+    """Where the K pauses are put (section 5.3; the paper's default is to append)."""
 
     append = "append"
     prepend = "prepend"
 
 
 class AttentionKind(Enum):
-    """How the prefix is attended."""
+    """Who attends to whom."""
 
     causal = "causal"  # every position sees the ones before it
-    bidirectional = "bidirectional"  # prefix-LM: prefix and pauses see each other whole (the paper, appendix A)
-    bottleneck = "bottleneck"  # causal, and the target side reads the pauses only, never the prefix (task relay)
+    bidirectional = "bidirectional"  # prefix-LM: all of prefix and pauses see each other (the paper, appendix A)
+    bottleneck = "bottleneck"  # causal, but the target sees only the pauses, not the prefix (task relay)
 
 
 class PauseVisibility(Enum):
     """Who may attend to a pause (the readers' controls: docs/controls.md)."""
 
-    all = "all"  # whoever the attention kind lets see it: the paper
-    readout = "readout"  # itself and the read-out: the next position from which a real token is predicted
-    self = "self"  # itself alone: nothing that it computes reaches anybody
+    all = "all"  # whoever the attention kind allows (the paper)
+    readout = "readout"  # itself and the read-out, the next position that predicts a real token
+    self = "self"  # itself alone: nothing it computes can reach the answer
 
 
 class Pretraining(Enum):
@@ -46,12 +48,12 @@ class Pretraining(Enum):
 class LengthLimit(Enum):
     """How long prefix + pauses + target may get."""
 
-    pretrained = "pretrained"  # the length the parent was pretrained with: later positions are untrained
-    positions = "positions"  # the position table: positions past the pretrained length are trained by finetuning
+    pretrained = "pretrained"  # the parent's row length: later positions are untrained
+    positions = "positions"  # the whole position table: finetuning trains the later positions
 
 
 class Precision(Enum):
-    """Arithmetic of training; weights and optimizer state are float32 in every case."""
+    """Arithmetic of training. Weights and optimizer state are always float32."""
 
     auto = "auto"  # bf16 from width 64 upwards where the device multiplies it fast, else fp32 (``config.arithmetic``)
     fp32 = "fp32"
@@ -64,9 +66,9 @@ class Precision(Enum):
 
 
 class Compile(Enum):
-    """Whether what a block does position by position, and the loss, go through torch.compile."""
+    """Whether the loss and the position-wise parts of a block are compiled by torch."""
 
-    auto = "auto"  # where a run is so long that it pays (``training.compiled``)
+    auto = "auto"  # in runs long enough to earn back the compilation (``training.compiled``)
     on = "on"
     off = "off"
 
@@ -88,10 +90,10 @@ class Source(Enum):
 
 
 class Trim(Enum):
-    """What becomes of the tokens that inserted pauses push over a pretraining row's end."""
+    """What happens to the tokens that inserted pauses push past the end of a pretraining row."""
 
     drop = "drop"  # they are lost (section 3.1, Algorithm 1)
-    carry = "carry"  # the row is cut that much shorter before, so the next row begins with them
+    carry = "carry"  # the next row begins with them, so no text is lost
 
 
 class Parallel(Enum):
@@ -102,26 +104,26 @@ class Parallel(Enum):
 
 
 class OnBadStep(Enum):
-    """What becomes of a step whose loss or gradient is not finite, or whose gradient is a spike."""
+    """What happens on a step with a non-finite loss or gradient, or a gradient spike."""
 
-    stop = "stop"  # the run ends; the last good checkpoint stays
+    stop = "stop"  # the run ends and keeps its last good checkpoint
     skip = "skip"  # the step changes nothing and is counted
 
 
 class OnBadRow(Enum):
-    """What becomes of a row that does not fit its task."""
+    """What happens on a row that its task cannot use."""
 
-    error = "error"  # the command ends with its place and field
-    skip = "skip"  # it is left out, counted and named
+    error = "error"  # the command ends and names the row and its field
+    skip = "skip"  # the row is left out, counted and named
 
 
 class TokenizerKind(Enum):
     """How text becomes tokens."""
 
-    gpt2 = "gpt2"  # GPT-2's byte-level BPE (the reproduction's choice for the paper's models)
+    gpt2 = "gpt2"  # GPT-2's byte-level BPE, for the paper's models (the paper does not name its tokenizer)
     bpe = "bpe"  # a byte-level BPE trained on the first documents of the corpus
-    byte = "byte"  # one token a byte
-    words = "words"  # one token a word: the count and relay worlds' own
+    byte = "byte"  # one token per byte
+    words = "words"  # one token per word, in the worlds count and relay
 
 
 @dataclass(frozen=True)
@@ -143,8 +145,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         allowed = ("gelu", "gelu_erf", "relu")
         require(self.activation in allowed, f"model.activation={self.activation}", f"allowed are {', '.join(allowed)}")
-        for name in ("n_layers", "n_heads", "d_model", "d_mlp", "max_positions"):
-            require(getattr(self, name) >= 1, f"model.{name}={getattr(self, name)}", "must be at least 1")
+        require_at_least(1, self, "n_layers", "n_heads", "d_model", "d_mlp", "max_positions", group="model.")
         require(
             self.d_model % self.n_heads == 0,
             f"model.n_heads={self.n_heads}",
@@ -166,14 +167,14 @@ class WorldConfig:
     alphabet: int = option(8, "relay: number of symbols")
 
     def __hash__(self) -> int:
-        return hash(repr(self))
+        return hash(repr(self))  # worlds key caches, and the list of facts has no hash
 
     def __post_init__(self) -> None:
         kinds = ("count", "relay", "english")
         require(self.kind in kinds, f"world.kind={self.kind}", f"allowed are {', '.join(kinds)}")
         require(1 <= self.n_min <= self.n_max, f"world.n_min={self.n_min}", f"must be 1 to n_max={self.n_max}")
-        require(self.n_task >= 1, f"world.n_task={self.n_task}", "must be at least 1")
-        for name in ("n_max", "n_task"):
+        require_at_least(1, self, "n_task", group="world.")
+        for name in ("n_max", "n_task"):  # words for 0 to 46 fill the worlds' vocabulary of 64 ids
             require(getattr(self, name) <= 46, f"world.{name}={getattr(self, name)}", "numbers end at 46")
         unknown = [fact for fact in self.facts if fact not in ("MAJ", "FIRST", "LAST", "CNT")]
         require(not unknown, f"world.facts={self.facts}", "allowed are MAJ, FIRST, LAST, CNT")
@@ -197,7 +198,7 @@ class DataConfig:
 
     source: Source = option(Source.embedded, "set by data=hub, data=files and data=embedded")
     root: str | None = option(None, "data=files: folder with DATASET/SPLIT.jsonl.gz", identity=Identity.never)
-    # No identity: without a bad row both give the same, and with one only skip gives anything.
+    # Not in the name: without a bad row both choices give the same result, and with one only skip gives any.
     on_bad_row: OnBadRow = option(
         OnBadRow.error,
         "invalid task row (missing field, empty answer, unknown label): error stops there, skip omits and counts it",
@@ -233,7 +234,7 @@ class CorpusConfig:
     )
 
     def __post_init__(self) -> None:
-        require(self.files is None or self.files >= 1, f"corpus.files={self.files}", "must be at least 1")
+        require_at_least(1, self, "files", group="corpus.")
 
 
 @dataclass(frozen=True)
@@ -252,9 +253,10 @@ class TokenizerConfig:
     def __post_init__(self) -> None:
         valid = self.vocab_size is None or 300 <= self.vocab_size <= 65536
         require(valid, f"tokenizer.vocab_size={self.vocab_size}", "must be 300 to 65536")
-        require(self.train_documents >= 1, f"tokenizer.train_documents={self.train_documents}", "must be at least 1")
+        require_at_least(1, self, "train_documents", group="tokenizer.")
 
     def resolved(self) -> TokenizerConfig:
+        # Filled in before names are made: vocab_size=4096 and no vocab_size are the same run.
         return dataclasses.replace(self, vocab_size=4096 if self.vocab_size is None else self.vocab_size)
 
 
@@ -278,6 +280,8 @@ class TaskConfig:
 @dataclass(frozen=True)
 class PauseConfig:
     """Whether this stage uses pauses (group ``pause``: on or off)."""
+
+    # conf/*.yaml quote "on" and "off": YAML reads them as booleans otherwise, and Hydra fails without naming the file.
 
     enabled: bool = option(True, "set by pause=on and pause=off")
     trim: Trim = option(
@@ -333,17 +337,8 @@ class TrainConfig:
     )
 
     def __post_init__(self) -> None:
-        for name in (
-            "steps",
-            "batch_size",
-            "log_every",
-            "validate_every",
-            "validation_rows",
-            "checkpoint_every",
-            "keep_checkpoints",
-            "hang_seconds",
-        ):
-            require(getattr(self, name) >= 1, f"train.{name}={getattr(self, name)}", "must be at least 1")
+        counts = ("steps", "batch_size", "log_every", "validate_every", "validation_rows", "checkpoint_every")
+        require_at_least(1, self, *counts, "keep_checkpoints", "hang_seconds", group="train.")
         require(
             self.micro_batch_size is None or 1 <= self.micro_batch_size <= self.batch_size,
             f"train.micro_batch_size={self.micro_batch_size}",
@@ -360,7 +355,7 @@ class TrainConfig:
         )
         for name in ("beta1", "beta2"):
             require(0 <= getattr(self, name) < 1, f"train.{name}={getattr(self, name)}", "must be at least 0, below 1")
-        require(self.weight_decay >= 0, f"train.weight_decay={self.weight_decay}", "must not be negative")
+        require_at_least(0, self, "weight_decay", group="train.")
         require(self.clip > 0, f"train.clip={self.clip}", "must be above 0")
         require(self.spike is None or self.spike > 1, f"train.spike={self.spike}", "must be above 1")
 
@@ -372,7 +367,7 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class TrackingConfig:
-    """Weights & Biases (group ``tracking``: wandb or off). The run folder is the truth, W&B a view of it."""
+    """Weights & Biases (group ``tracking``: wandb or off). The run folder is complete without it."""
 
     enabled: bool = option(MISSING, "set by tracking=wandb and tracking=off")
     project: str = option("pausebench", "W&B project")

@@ -1,4 +1,4 @@
-"""``--help``, written from the schema, the tasks and conf/. Imports neither torch nor Hydra: it is instant."""
+"""``--help``, written from the schema, the tasks and conf/. Imports neither torch nor Hydra, so it answers at once."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ SUMMARIES = {
     "show": "print examples of a task as the model sees them: tokens, pauses, attention",
 }
 
+# Complete lines to paste. A message about a missing option shows the last but one.
 EXAMPLES = {
     "prepare": (
         "pausebench prepare corpus=c4",
@@ -65,6 +66,8 @@ EXAMPLES = {
     ),
 }
 
+# In the order in which a user decides. Not read from the schema: ``plan`` inherits a tracking group that it never uses,
+# and the ``data`` of ``tasks`` is no group.
 GROUPS = {
     "prepare": ("data", "corpus", "tokenizer", "world"),
     "pretrain": ("model", "data", "corpus", "tokenizer", "world", "pause", "tracking"),
@@ -99,7 +102,7 @@ def overview() -> str:
 
 
 def command_help(command: str) -> str:
-    """What ``pausebench COMMAND --help`` prints: groups, options with defaults, two examples."""
+    """What ``pausebench COMMAND --help`` prints: groups, options with defaults, examples."""
     lines = [f"usage: pausebench {command} [-m] [OPTION=VALUE ...]", "", SUMMARIES[command], ""]
     if GROUPS[command]:
         lines.append("groups (GROUP=CHOICE):")
@@ -107,6 +110,7 @@ def command_help(command: str) -> str:
             lines += _entry(group, " | ".join(choices(group)))
         lines.append("")
     lines.append("options (OPTION=VALUE) with their defaults; a task or model may set others:")
+    # A command's own options first, then the nested ones, then what every command has.
     shared = {item.name for item in dataclasses.fields(RunConfig)}
     options = sorted(_options(COMMANDS[command]), key=lambda option: ("." in option[0], option[0] in shared))
     for name, default, kind, text in options:
@@ -119,7 +123,8 @@ def command_help(command: str) -> str:
 
 
 def choices(group: str) -> list[str]:
-    """The choices of a configuration group: the tasks, or the group's files."""
+    """The choices of a configuration group."""
+    # A task is declared in Python alone, and its config is generated (``config.recipes``): it has no file.
     if group == "task":
         return sorted(TASKS)
     return sorted(file.stem for file in (conf_dir() / group).glob("*.yaml"))
@@ -131,6 +136,7 @@ def option_names(command: str) -> list[str]:
 
 
 def _entry(left: str, right: str) -> list[str]:
+    # 32 + 64 columns. A longer name gets a line of its own, as in argparse.
     wrapped = textwrap.wrap(right, 64) or [""]
     if len(left) > 28:
         return [f"  {left}", *(f"{'':32}{line}" for line in wrapped)]
@@ -138,7 +144,8 @@ def _entry(left: str, right: str) -> list[str]:
 
 
 def _options(schema: type, prefix: str = "") -> list[tuple[str, str, str, str]]:
-    """(dotted name, default, kind, help) of every field, groups' own fields included."""
+    """(dotted name, default, kind, help) of every field, with the fields of groups."""
+    # The hints are strings in the source (``from __future__ import annotations``), so they have to be evaluated.
     hints = typing.get_type_hints(schema)
     found: list[tuple[str, str, str, str]] = []
     for item in dataclasses.fields(schema):
@@ -161,7 +168,7 @@ def _shown(default: object) -> str:
 
 
 def _kind(hint: object) -> str:
-    """The type of an option in words."""
+    """An option's type in words."""
     kinds = [kind for kind in typing.get_args(hint) if kind is not type(None)]
     if typing.get_origin(hint) is list:
         return "list"

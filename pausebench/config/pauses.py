@@ -1,7 +1,7 @@
 """What a finetuning does with pauses: one type, whose fields are options of the command line.
 
-A new idea about pauses is a field here and its tensors in ``pausebench.pauses``. Batches, run names, manifests and
-results take the policy whole; none of them lists its fields again. No torch here: names need none.
+To add an idea about pauses, add a field here and its tensors in ``pausebench.pauses``. Batches, run names, manifests
+and results take the policy whole and never list its fields. No torch here: run names need none.
 """
 
 from __future__ import annotations
@@ -11,15 +11,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from pausebench.config.groups import PauseVisibility, Placement, Trim
-from pausebench.config.options import Identity, option, plain, require
+from pausebench.config.options import Identity, option, plain, require, require_at_least
 
 
 @dataclass(frozen=True)
 class PauseInjection:
     """What a pretraining does with pauses (section 3.1, Algorithm 1).
 
-    fraction: pauses inserted, as a share of the row's length; 0 is StdPT. trim: what becomes of the tokens that they
-    push over the row's end.
+    fraction: pauses inserted, as a fraction of the row's length; 0 is StdPT.
     """
 
     fraction: float
@@ -38,7 +37,7 @@ def variant(pretraining: str, k: int) -> str:
 
 @dataclass(frozen=True)
 class PausePolicy:
-    """How many pauses a row has, where, which token stands for them and who sees them (sections 3.1, 5.2, 5.3)."""
+    """How many pauses a row has, where, which token is used and who sees them (sections 3.1, 5.2, 5.3)."""
 
     k: int | None = option(None, "K, pauses in every row; 0 is StdFT (none: the task's default_k)")
     k_range: list[int] | None = option(
@@ -72,50 +71,55 @@ class PausePolicy:
         )
         if self.k_range is not None:
             given = self.typed_count
+            # A range of one number is refused: it would be k= under a second name.
             valid = len(self.k_range) == 2 and 0 <= self.k_range[0] < self.k_range[1]
             require(valid, given, "must be two numbers of pauses, the smaller first", "For example k_range=[0,10].")
             fix = "Type one of them; evaluate takes any mt=."
             require(self.k in (None, self.k_range[1]), f"{given} k={self.k}", "k is drawn from k_range", fix)
-        require(self.shift >= 0, f"shift={self.shift}", "must not be negative")
+        require_at_least(0, self, "shift")
 
     @property
     def policy(self) -> PausePolicy:
-        """The policy alone, of a config that has its options."""
+        """The policy alone, taken out of a config that inherits these options."""
         return PausePolicy(**{item.name: getattr(self, item.name) for item in dataclasses.fields(PausePolicy)})
 
     @property
     def typed_count(self) -> str:
-        """How many, as the command line says it."""
+        """The number of pauses as typed on the command line."""
         return f"k={self.k}" if self.k_range is None else f"k_range={self.k_range}".replace(" ", "")
 
     @property
     def longest(self) -> int:
-        """Pauses of the row that has most of them: what has to fit, and M where an evaluation names none."""
+        """The most pauses in a row: rows must have room for them, and it is M if an evaluation names none."""
         longest = self.k if self.k_range is None else self.k_range[1]
-        assert longest is not None, "a resolved config's"
+        assert longest is not None, "k is open until the config is resolved"
         return longest
 
     @property
     def label(self) -> str:
-        """How many, as run names say it."""
+        """The number of pauses in a run's name."""
         return str(self.longest) if self.k_range is None else "to".join(map(str, self.k_range))
 
     @property
     def positions(self) -> int:
-        """Positions that a row gives to its pauses, or to the jump in their place."""
+        """Positions that a row spends on its pauses, or on the gap in their place."""
+        # Never both: shift requires k=0.
         return max(self.longest, self.shift)
 
     def settled(self) -> PausePolicy:
-        """The same policy with what does nothing without pauses set back, so that one behaviour has one name."""
+        """The same policy; without pauses, what then does nothing has its default."""
+        # So that one behaviour has one name. placement stays: with shift it decides where the gap is.
         if self.longest:
             return self.policy
         return dataclasses.replace(self.policy, pause_visibility=PauseVisibility.all, filler="pause")
 
     def at(self, m: int) -> PausePolicy:
-        """The same with M pauses in every row, at inference."""
+        """The same policy with M pauses in every row, for inference."""
         return dataclasses.replace(self.policy, k=m, k_range=None)
 
     def recorded(self) -> dict[str, Any]:
-        """The fields as results hold them, but for K and the filler: a result has those of its own."""
+        """The fields that results store."""
+        # Without K and the filler, which an evaluation may choose itself and so stores itself; without what is None,
+        # so that a field added later leaves earlier results as they are.
         fields = {item.name: plain(getattr(self, item.name)) for item in dataclasses.fields(PausePolicy)}
         return {name: value for name, value in fields.items() if name not in ("k", "filler") and value is not None}

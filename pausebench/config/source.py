@@ -1,6 +1,6 @@
 """What a run starts from: the source of its text and rows, and the pretrained parent of a finetuning.
 
-Values that the commands take out of their config once. Data, runs and training know these and no command's config.
+Commands take these values out of their config once. Data, runs and training depend on them, not on a command's config.
 """
 
 from __future__ import annotations
@@ -21,10 +21,9 @@ from pausebench.config.groups import (
 
 @dataclass(frozen=True)
 class TextSource:
-    """Where text and rows come from, and how they become tokens.
+    """Where text and rows come from, and how they become tokens."""
 
-    ``data`` says which of the other two is read: ``world`` for generated text, ``corpus`` for the hub and for files.
-    """
+    # ``data`` decides which of corpus and world is read; the other one is only the group's default.
 
     data: DataConfig
     corpus: CorpusConfig
@@ -37,13 +36,15 @@ class TextSource:
 
     @property
     def name(self) -> str:
-        """What the pretraining text is called: the world, or the corpus of files and hub."""
+        """The name of the pretraining text: the world's, or the corpus's."""
         return self.world.name if self.embedded else self.corpus.name
 
 
 @dataclass(frozen=True)
 class ParentChoice:
-    """Which pretrained run a finetuning starts from: the one that ``init`` names, or that the others describe."""
+    """Which pretrained run a finetuning starts from: the one that ``init`` names, or the one that the rest describe."""
+
+    # precision only breaks a tie between parents that were trained on different devices.
 
     init: str | None
     pretraining: Pretraining

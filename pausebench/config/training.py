@@ -1,8 +1,7 @@
-"""The options of the two stages that train, and the rules between them (``config`` has the other commands').
+"""The options of pretrain, finetune and show, and the rules between them (``config.commands`` has the others).
 
-Invariant: an object of these classes is valid and complete; whatever may be left open on the command line (``k``,
-``train.warmup_steps``, ``sequence_length``) is filled in by ``resolved``, and the resolved form is what is hashed,
-stored in ``config.yaml`` and used.
+Invariant: an object of these classes is valid. ``resolved`` fills in what the command line may leave open (``k``,
+``train.warmup_steps``, ``sequence_length``). The resolved config is what is hashed, stored in ``config.yaml`` and used.
 """
 
 from __future__ import annotations
@@ -32,14 +31,14 @@ from pausebench.config.groups import (
     TrainConfig,
     WorldConfig,
 )
-from pausebench.config.options import MISSING, Identity, identity_fields, option, require
+from pausebench.config.options import MISSING, Identity, identity_fields, option, require, require_at_least
 from pausebench.config.pauses import PauseInjection, PausePolicy, variant
 from pausebench.config.source import ParentChoice, TextSource
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """What every command has."""
+    """The options of every command."""
 
     runs: str = option("runs", "folder of all run folders", identity=Identity.never)
     device: str = option("auto", "auto, cpu or cuda", identity=Identity.never)
@@ -48,7 +47,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         require(self.device in ("auto", "cpu", "cuda"), f"device={self.device}", "allowed are auto, cpu and cuda")
-        require(self.threads is None or self.threads >= 1, f"threads={self.threads}", "must be at least 1")
+        require_at_least(1, self, "threads")
 
 
 @dataclass(frozen=True)
@@ -68,6 +67,7 @@ class TextConfig(RunConfig):
             "the folder with the local files has to be named",
             "For example data.root=../data, with ../data/squad/train.jsonl.gz in it.",
         )
+        # The toy worlds make words, not text: their tokenizer is part of the world, and no other one fits.
         own_words = self.text.embedded and self.world.kind != "english"
         words = self.tokenizer.kind is TokenizerKind.words
         where = f"world={self.world.name}" if self.text.embedded else f"data={self.data.source.value}"
@@ -79,11 +79,12 @@ class TextConfig(RunConfig):
 
     @property
     def text(self) -> TextSource:
-        """The source alone, for what knows no command."""
+        """The source alone, for code that knows no command."""
         return TextSource(self.data, self.corpus, self.world, self.tokenizer)
 
     def refuse_unused(self, overrides: Sequence[str]) -> None:
-        """Raise ``BadInput`` for an override of a group that this source does not read: it would change nothing."""
+        """Raise ``BadInput`` for an override of a group that this source does not read."""
+        # It would change nothing, and nobody would notice: not even the run's name depends on it.
         unused, fix = ("corpus", "data=files or data=hub") if self.text.embedded else ("world", "data=embedded")
         for given in overrides:
             name = given.lstrip("+").partition("=")[0]
@@ -100,16 +101,30 @@ class TextConfig(RunConfig):
         del fields["corpus" if self.text.embedded else "world"]
         if self.tokenizer.kind is TokenizerKind.words:
             del fields["tokenizer"]  # it is the world's
-        elif self.tokenizer.kind is not TokenizerKind.bpe:
+        elif self.tokenizer.kind is not TokenizerKind.bpe:  # vocab_size and train_documents are bpe's alone
             fields["tokenizer"] = self.tokenizer.kind.value
         return fields
 
 
 @dataclass(frozen=True)
 class TrainingConfig(TextConfig):
-    """What the two commands that train have in common: a model beside the text."""
+    """The options of both training commands."""
 
     model: ModelConfig = option(MISSING, "group: the decoder; a finetuning needs a parent of the same model")
+    precision: Precision = option(
+        Precision.auto, "arithmetic: auto (bf16 where the device is fast at it), fp32 or bf16"
+    )
+    # Not in the name, nor are profile and tracking: neither changes what is computed, but for rounding.
+    parallel: Parallel = option(
+        Parallel.ddp,
+        "several processes (torchrun, srun): ddp, or fsdp to shard weights too",
+        identity=Identity.never,
+    )
+    train: TrainConfig = option(TrainConfig, "optimisation")
+    profile: bool = option(
+        False, "profile a few steps; the result is profile/ in the run's folder", identity=Identity.never
+    )
+    tracking: TrackingConfig = option(MISSING, "group: W&B", identity=Identity.never)
 
 
 @dataclass(frozen=True)
@@ -127,19 +142,6 @@ class PretrainConfig(TrainingConfig):
         None, "row length in tokens (none: the world's, or 2048 if the model has as many positions)"
     )
     seed: int = option(0, "seed of initialisation, document order and pause places")
-    precision: Precision = option(
-        Precision.auto, "arithmetic: auto (bf16 where the device is fast at it), fp32 or bf16"
-    )
-    parallel: Parallel = option(
-        Parallel.ddp,
-        "several processes (torchrun, srun): ddp, or fsdp to shard weights too",
-        identity=Identity.never,
-    )
-    train: TrainConfig = option(TrainConfig, "optimisation")
-    profile: bool = option(
-        False, "profile a few steps; the result is profile/ in the run's folder", identity=Identity.never
-    )
-    tracking: TrackingConfig = option(MISSING, "group: W&B", identity=Identity.never)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -151,6 +153,7 @@ class PretrainConfig(TrainingConfig):
             "The paper's is 0.1; pause=off pretrains without pauses.",
         )
         if self.sequence_length is not None:
+            # A list of the count world must fit a row whole, else its facts would stand in a row without it.
             shortest = self.world.longest_document if self.text.embedded and self.world.kind == "count" else 2
             require(
                 self.sequence_length >= shortest,
@@ -166,12 +169,14 @@ class PretrainConfig(TrainingConfig):
             )
 
     def resolved(self) -> PretrainConfig:
-        """Every open value filled in."""
+        """The config with every open value filled in."""
         length = self.sequence_length
         if length is None:
+            # 2048 is the paper's; the tiny models have fewer positions.
             length = self.world.sequence_length if self.text.embedded else min(2048, self.model.max_positions)
         return dataclasses.replace(
             self,
+            # What does nothing without pauses is set back, so that one computation has one name.
             pause=self.pause if self.pause.enabled else PauseConfig(enabled=False),
             pause_visibility=self.pause_visibility if self.pause.enabled else PauseVisibility.all,
             sequence_length=length,
@@ -186,7 +191,7 @@ class PretrainConfig(TrainingConfig):
 
     @property
     def injection(self) -> PauseInjection:
-        """What is done with pauses."""
+        """What this pretraining does with pauses."""
         fraction = self.pause_fraction if self.pause.enabled else 0.0
         return PauseInjection(fraction, self.pause.trim, self.pause_visibility)
 
@@ -208,6 +213,7 @@ class FinetuneConfig(TrainingConfig, PausePolicy):
     """StdFT (k=0) or PauseFT (k>0) on one task."""
 
     task: TaskConfig = option(MISSING, "group: the task")
+    # Not in the name, nor is default_k: both only decide k, which is.
     pause: PauseConfig = option(PauseConfig, "group: off means k=0", identity=Identity.never)
     default_k: int = option(8, "K if k is not given; tasks set it", identity=Identity.never)
     prefix: AttentionKind = option(AttentionKind.bidirectional, "prefix attention: causal, bidirectional or bottleneck")
@@ -220,23 +226,10 @@ class FinetuneConfig(TrainingConfig, PausePolicy):
         LengthLimit.pretrained, "longest row: the parent's pretrained length, or all the model's positions"
     )
     seed: int = option(0, "seed of row order, and of initialisation with init=random")
-    precision: Precision = option(
-        Precision.auto, "arithmetic: auto (bf16 where the device is fast at it), fp32 or bf16"
-    )
-    parallel: Parallel = option(
-        Parallel.ddp,
-        "several processes (torchrun, srun): ddp, or fsdp to shard weights too",
-        identity=Identity.never,
-    )
-    train: TrainConfig = option(TrainConfig, "optimisation")
-    profile: bool = option(
-        False, "profile a few steps; the result is profile/ in the run's folder", identity=Identity.never
-    )
-    tracking: TrackingConfig = option(MISSING, "group: W&B", identity=Identity.never)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        PausePolicy.__post_init__(self)
+        PausePolicy.__post_init__(self)  # RunConfig ends the chain of super() before it reaches this one
         for name in ("seed", "pretraining_seed"):
             require(0 <= getattr(self, name) < 2**31, f"{name}={getattr(self, name)}", "must be 0 to 2147483647")
         require(
@@ -253,7 +246,7 @@ class FinetuneConfig(TrainingConfig, PausePolicy):
         )
 
     def resolved(self) -> FinetuneConfig:
-        """Every open value filled in."""
+        """The config with every open value filled in."""
         policy = dataclasses.replace(self.policy, k=self._k).settled()
         return dataclasses.replace(
             self,
@@ -266,6 +259,7 @@ class FinetuneConfig(TrainingConfig, PausePolicy):
 
     @property
     def _k(self) -> int:
+        # The most that a row may draw: lengths are planned for it, and it is the M of a plain evaluate.
         if self.k_range is not None:
             return self.longest
         return self.k if self.k is not None else (self.default_k if self.pause.enabled else 0)
@@ -285,30 +279,31 @@ class FinetuneConfig(TrainingConfig, PausePolicy):
         return f"{what}-{self.variant(pretraining)}-k{self.label}-s{self.seed}"
 
     def identity(self, parent: str, task_version: int) -> dict[str, Any]:
-        """What determines the result; the parent's run name stands for how it was chosen."""
+        """What determines the result."""
         fields = self.data_identity()
+        # The parent's name replaces the options that found it: init=DIR and pretraining=pause may find the same run.
         for name in ("pretraining", "pretraining_seed", "init"):
             del fields[name]
         if self.k == 0 and self.shift == 0:
             del fields["placement"]
-        if task_version > 1:  # a task that never changed is named without a version
+        if task_version > 1:  # version 1 is left out, so that versions could be introduced without renaming runs
             fields["task_version"] = task_version
         return fields | {"parent": parent}
 
 
 def _joined(*names: str) -> str:
-    """Names with a hyphen between them, each once: a task and its world may share one."""
+    """Names with a hyphen between them, each once: a task and its world may have the same name."""
     return "-".join(dict.fromkeys(names))
 
 
 @dataclass(frozen=True)
 class ShowConfig(FinetuneConfig):
-    """Print examples of a task as a finetuning with these options would train on them."""
+    """Print examples of a task as a finetuning with these options would see them."""
 
     examples: int = option(3, "number of examples")
     start: int = option(0, "number of the first example, in the order of the split")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.examples >= 1, f"examples={self.examples}", "must be at least 1")
-        require(self.start >= 0, f"start={self.start}", "must not be negative")
+        require_at_least(1, self, "examples")
+        require_at_least(0, self, "start")

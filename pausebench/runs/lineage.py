@@ -1,4 +1,4 @@
-"""Parents of runs: the search for one, the checks on it, and the overrides that would make it."""
+"""Parents of finetunings: finding one, checking it, and the command that would make a missing one."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Parent:
     """What a finetuning starts from: a finished pretrain run, or random weights.
 
     name: the run's name, or "random". pretraining: std, pause or none. seed: the pretraining seed. length: tokens in
-    a row it was pretrained with (None: never). pause_visibility: who saw its pauses.
+    a pretraining row (None: not pretrained). pause_visibility: who saw its pauses.
     """
 
     name: str
@@ -45,17 +45,17 @@ RANDOM = Parent("random", "none", None, None, None, None, None)
 
 
 def find_parent(choice: ParentChoice, runs: str, tokenizer: str) -> Parent:
-    """The pretrain run in ``runs`` that ``choice`` asks for; ``tokenizer`` is the fingerprint it has to have.
+    """The pretrain run in ``runs`` that ``choice`` describes; its tokenizer must have the fingerprint ``tokenizer``.
 
-    One whose pauses were hidden is found by ``init`` alone.
-
-    Raises ``BadInput`` when there is none (with the command that makes it), when several fit (with the ``init=`` that
-    chooses), or when it has another model or tokenizer.
+    Raises ``BadInput`` if there is none (with the command that makes it), if several fit (with the ``init=`` that
+    chooses one), or if the run has another model or tokenizer.
     """
     if choice.init == "random":
         return RANDOM
     if choice.init is not None:
         return _checked(parent_of(existing_run(runs, "pretrain", choice.init)), choice, tokenizer)
+    # No training options here: a user may pretrain longer than the recipe and still have one parent. Runs with hidden
+    # pauses are controls, so only init= finds them.
     wanted = {
         "model": plain(choice.model),
         "tokenizer": tokenizer,
@@ -70,7 +70,8 @@ def find_parent(choice: ParentChoice, runs: str, tokenizer: str) -> Parent:
         if (manifest := _manifest(path.parent)) and {name: manifest.get(name) for name in wanted} == wanted
     ]
     done = [run for run in found if (run / "result.json").exists()]
-    if len(done) > 1:  # folders of two machines side by side: a study's parents have the precision of its finetunings
+    if len(done) > 1:
+        # Runs of two machines in one folder: precision=auto may have chosen differently on each.
         alike = [run for run in done if _manifest(run).get("precision") == choice.precision.value]
         done = alike if len(alike) == 1 else done
     if len(done) == 1:
@@ -94,6 +95,7 @@ def find_parent(choice: ParentChoice, runs: str, tokenizer: str) -> Parent:
 
 def data_overrides(text: TextSource, model: str) -> list[str]:
     """The overrides that choose the same model, text and tokenizer in another command."""
+    # A toy world sets its tokenizer and the default data=embedded suits it: two words are enough to type.
     if text.tokenizer.kind is TokenizerKind.words:
         return [f"world={text.world.name}", f"model={model}"]
     corpus = [] if text.embedded else corpus_overrides(text.corpus)
@@ -101,7 +103,7 @@ def data_overrides(text: TextSource, model: str) -> list[str]:
 
 
 def runs_override(runs: str) -> list[str]:
-    """The override that names the folder of all runs, where it is not the default."""
+    """The override that names the runs folder, if it is not the default."""
     return [] if runs == "runs" else [override("runs", runs)]
 
 
@@ -117,6 +119,7 @@ def corpus_overrides(corpus: CorpusConfig) -> list[str]:
     fields = ("name", "field", "hub_id", "subset", "revision")
     given = [(name, value) for name in fields if (value := getattr(corpus, name)) is not None]
     as_bytes = ["corpus.bytes=true"] if corpus.bytes else []
+    # Not one of conf/corpus: the user described it field by field, on top of the generic corpus=text.
     return ["corpus=text", *(override(f"corpus.{name}", value) for name, value in given), *files, *as_bytes]
 
 
@@ -130,15 +133,16 @@ def tokenizer_overrides(tokenizer: TokenizerConfig) -> list[str]:
 
 
 def override(key: str, value: str) -> str:
-    """``key=value`` in Hydra's grammar, quoted where it has to be."""
+    """``key=value`` in Hydra's grammar, quoted if necessary."""
     if re.fullmatch(r"[\w./+-]+", value):
         return f"{key}={value}"
-    escaped = re.sub(r"(\\+)(?='|$)", r"\1\1", value).replace("'", "\\'")  # a backslash escapes quotes only
+    # In Hydra's grammar a backslash escapes only before a quote, so only those are doubled: C:\new stays as it is.
+    escaped = re.sub(r"(\\+)(?='|$)", r"\1\1", value).replace("'", "\\'")
     return f"{key}='{escaped}'"
 
 
 def existing_run(runs: str, command: str, given: str) -> Path:
-    """The folder of a finished run given by path or by name. Raises ``BadInput`` for an unknown or unfinished one."""
+    """The folder of a finished run given by path or name. Raises ``BadInput`` if it is unknown or unfinished."""
     for path in (Path(given), Path(runs, command, given)):
         if (path / "manifest.json").exists():
             manifest = read_json(path / "manifest.json")
@@ -147,6 +151,7 @@ def existing_run(runs: str, command: str, given: str) -> Path:
             if not (path / "result.json").exists():
                 raise BadInput(f"{path} is not finished. Type its {command} command again to go on, then this one.")
             return path
+    # The list stops at 8: a study leaves hundreds of runs, and the message should fit a screen.
     known = sorted(run.parent.name for run in Path(runs, command).glob("*/result.json"))
     listed = "".join(f"\n  {name}" for name in known[:8]) + (f"\n  and {len(known) - 8} more" if known[8:] else "")
     raise BadInput(
@@ -160,7 +165,7 @@ def existing_run(runs: str, command: str, given: str) -> Path:
 
 
 def parent_of(run: Path) -> Parent:
-    """A finished pretrain run as a parent."""
+    """A finished pretrain run as a ``Parent``."""
     manifest, result = _manifest(run), read_json(run / "result.json")
     return Parent(
         run.name,
@@ -175,8 +180,9 @@ def parent_of(run: Path) -> Parent:
 
 
 def _manifest(run: Path) -> dict[str, Any]:
-    """The manifest of a pretrain run; where it does not say so, all saw the pauses."""
+    """The manifest of a pretrain run. One that does not name a pause visibility has the paper's."""
     path = run / "manifest.json"
+    # Cached by what changes when the file does: a manifest is replaced, never edited, so a new one has a new inode.
     try:
         stat = path.stat()
     except OSError:
@@ -184,7 +190,7 @@ def _manifest(run: Path) -> dict[str, Any]:
     return _read_manifest(path, stat.st_ino, stat.st_mtime_ns, stat.st_size)
 
 
-@lru_cache(maxsize=4096)  # every finetuning of a sweep looks for its parent among all pretrained runs
+@lru_cache(maxsize=4096)  # each of a sweep's finetunings searches all pretrain runs: quadratic in files read
 def _read_manifest(path: Path, inode: int, modified: int, size: int) -> dict[str, Any]:
     manifest: dict[str, Any] = read_json(path) or {}
     return {"pause_visibility": PauseVisibility.all.value} | manifest
@@ -192,6 +198,7 @@ def _read_manifest(path: Path, inode: int, modified: int, size: int) -> dict[str
 
 def _checked(parent: Parent, choice: ParentChoice, tokenizer: str) -> Parent:
     if parent.model != plain(choice.model):
+        # Only the fields that differ: a 130m model beside a 1b one would otherwise print two dozen numbers.
         here, there = plain(choice.model), parent.model or {}
         changed = [
             f"{name} {there.get(name)} there, {here[name]} here" for name in here if there.get(name) != here[name]

@@ -20,7 +20,7 @@ Queue = Callable[..., None]
 
 
 def test_a_job_is_over_when_the_queue_no_longer_lists_it(queue: Queue) -> None:
-    watcher = slurm.QueueWatcher()
+    watcher = slurm.queue_watcher()
     queue(mine="6|5_0|RUNNING|a\n5|5_1|PENDING|a")
     assert not watcher.is_done("5_0")
     assert not watcher.is_done("5_1")
@@ -29,12 +29,12 @@ def test_a_job_is_over_when_the_queue_no_longer_lists_it(queue: Queue) -> None:
 
 def test_a_job_is_not_over_while_slurm_does_not_answer(queue: Queue) -> None:
     queue(fails=True)
-    assert not slurm.QueueWatcher().is_done("5_0")
+    assert not slurm.queue_watcher().is_done("5_0")
 
 
 def test_a_new_job_is_not_looked_for_in_an_old_answer(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slurm, "ASK_EVERY_SECONDS", 1000.0)
-    watcher = slurm.QueueWatcher()
+    watcher = slurm.queue_watcher()
     assert watcher.is_done("5_0")
     queue(mine="5|5_0|PENDING|a")
     watcher.register_job("5_0")
