@@ -229,6 +229,12 @@ def test_the_field_of_the_text_may_be_another(tmp_path: Path) -> None:
         next(FileCorpus(tmp_path, "mine", "content").documents(TRAIN, 0))
 
 
+def test_a_split_without_documents_is_refused_and_not_read_forever(tmp_path: Path) -> None:
+    put(tmp_path, [])
+    with pytest.raises(BadInput, match="the split train of the corpus has no documents"):
+        next(FileCorpus(tmp_path, "mine", "text").documents(TRAIN, 0))
+
+
 def test_a_corpus_that_is_not_on_the_hub_says_what_to_type(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"corpus=mine has no place on the hub.*data=files data\.root=DIR"):
         open_corpus(config(tmp_path, data=DataConfig(Source.hub)).text)
