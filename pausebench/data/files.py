@@ -96,6 +96,7 @@ def require_fields(located: Located, fields: tuple[str, ...]) -> Mapping[str, An
                     f"{located.where}: field {name} is missing; the row has {', '.join(map(str, located.row))}."
                 )
             value = value[part]
+        # Null is what parquet gives for a column that the row lacks: no task could read it.
         if value is None:
             raise BadInput(f"{located.where}: field {name} is null; it needs a value.")
     return located.row
@@ -123,7 +124,7 @@ def _opened(path: Path) -> IO[bytes]:
     if path.suffix == ".gz":
         return gzip.open(path)  # type: ignore[return-value]
     if path.suffix == ".zst":
-        import pyarrow
+        import pyarrow  # here anyway with ``datasets``, and Python has no zstd of its own before 3.14
 
         return io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.OSFile(str(path)), "zstd"))
     return path.open("rb")
@@ -159,6 +160,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 def _json_lines(path: Path) -> Iterator[Located]:
     for number, line in _lines(path):
+        # A blank line at the end is what many tools leave.
         if not line.strip():
             continue
         row, where = _parsed(line.rstrip(), path, number), f"{path}, line {number}"
@@ -168,6 +170,7 @@ def _json_lines(path: Path) -> Iterator[Located]:
 
 
 def _json_list(path: Path) -> Iterator[Located]:
+    # The whole file at once: the format of small test sets. A corpus has a line for each document.
     rows = _parsed("".join(line for _, line in _lines(path)), path, 1, " For one object a line name it .jsonl.")
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise BadInput(f"{path} has to be a JSON list of objects; for one object a line name it .jsonl.")
@@ -208,6 +211,7 @@ def _parquet(path: Path) -> Iterator[Located]:
 
 
 def _text(path: Path) -> Iterator[Located]:
+    # The first line of a document is its place: that is where an editor jumps to.
     for blank, block in groupby(_lines(path), lambda numbered: not numbered[1].strip()):
         if not blank:
             numbers, lines = zip(*block, strict=True)

@@ -82,6 +82,7 @@ class PreparedText:
     def __init__(self, folder: Path, fingerprint: str, remedy: str) -> None:
         self.folder, self.fingerprint = folder, fingerprint
         index = (folder / INDEX).read_bytes() if (folder / INDEX).is_file() else b""
+        # One digest over all: the index has every shard's checksum, so a shard cannot be swapped unnoticed.
         if index_fingerprint(index) != fingerprint:
             raise BadInput(
                 f"{folder / INDEX} is not what was prepared (its fingerprint is {index_fingerprint(index)}, not "
@@ -146,12 +147,14 @@ class PreparedRows:
         firsts = (blocks * self._length).numpy()
         # The shard of each first token, by bisection: 3,000 shards cost 12 comparisons.
         holding = np.searchsorted(self._ends, firsts, side="right").tolist()
-        rows = [self._block(first, shard) for first, shard in zip(firsts.tolist(), holding, strict=True)]
-        return torch.from_numpy(np.stack(rows))
+        rows = np.empty((count, self._length), dtype=np.int64)
+        for row, first, number in zip(rows, firsts.tolist(), holding, strict=True):
+            self._fill(row, first, number)
+        return torch.from_numpy(rows)
 
-    def _block(self, first: int, number: int) -> NDArray[np.int64]:
-        """The block that begins with token ``first`` of the split, which shard ``number`` holds."""
-        block, filled = np.empty(self._length, dtype=np.int64), 0
+    def _fill(self, block: NDArray[np.int64], first: int, number: int) -> None:
+        """Read the block that begins with token ``first`` of the split, which shard ``number`` holds."""
+        filled = 0
         while filled < self._length:  # a block may cross from one shard into the next
             if number not in self._opened:
                 self._opened[number] = self._text.open(self._shards[number])
@@ -160,7 +163,6 @@ class PreparedRows:
             block[filled : filled + len(found)] = found
             filled += len(found)
             number += 1
-        return block
 
 
 def folder_of(source: TextSource, runs: str, tokenizer: Tokenizer) -> RunFolder:
@@ -212,6 +214,7 @@ def read_part(folder: Path, split: str, number: int, dtype: str) -> Part:
     try:
         content = json.loads(part_path(folder, split, number).read_text())
         shards, done = [Shard(**record) for record in content["shards"]], bool(content["done"])
+    # A record that cannot be read only costs time: its shards are written again.
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return Part([])
     # What follows a missing shard is written again, too: where its documents began is then certain.
