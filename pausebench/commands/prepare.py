@@ -16,6 +16,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from itertools import chain
 from multiprocessing import connection
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,18 +27,9 @@ from pausebench import __version__, stop
 from pausebench.config.commands import PrepareConfig
 from pausebench.config.options import plain
 from pausebench.console import LiveLine
-from pausebench.data import corpus
+from pausebench.data import corpus, shards
 from pausebench.data.corpus import TRAIN, Corpus
-from pausebench.data.shards import (
-    INDEX,
-    Part,
-    folder_of,
-    index_content,
-    index_fingerprint,
-    read_part,
-    token_type,
-    write_part,
-)
+from pausebench.data.shards import Part
 from pausebench.data.tokenizer import Tokenizer
 from pausebench.data.vocabulary import open_tokenizer
 from pausebench.errors import BadInput, Interrupted, RunFailed
@@ -63,62 +55,48 @@ class Job(NamedTuple):
     tokenizer: Tokenizer
     shard_tokens: int
 
-    @property
-    def dtype(self) -> str:
-        return token_type(self.tokenizer.vocab_size)
-
     def recorded(self, work: Work) -> Part:
         """What is on disk of a part."""
-        return read_part(self.folder, work.split, work.number, self.dtype)
+        return shards.read_part(self.folder, *work, shards.token_type(self.tokenizer.vocab_size))
 
 
 def run(config: PrepareConfig) -> dict[str, Any]:
     """Write what is missing of the shards, then the index that makes the folder whole."""
     tokenizer = open_tokenizer(config.text, config.runs)
     text = corpus.open_corpus(config.text)
-    folder = folder_of(config.text, config.runs, tokenizer)
+    folder = shards.folder_of(config.text, config.runs, tokenizer)
     parts = {split: text.parts(split) for split in text.splits}
     # Validation and test are short: were they written last, most workers would have nothing to do meanwhile.
     splits = sorted(parts, key=lambda split: split == TRAIN)
     works = [Work(split, number) for split in splits for number in range(len(parts[split]))]
     with folder.locked(), stop.watched(), LiveLine(config.quiet, LINE_SECONDS) as line:
-        shard_tokens = _begin(folder, config, tokenizer, _fingerprint(text, tokenizer, parts))
-        job = Job(folder.path, text, tokenizer, shard_tokens)
+        job = Job(folder.path, text, tokenizer, _begin(folder, config, text, tokenizer, parts))
         _write_parts(job, works, config.workers or 1, line)
-        shards = {
-            split: [s for work in works if work.split == split for s in job.recorded(work).shards] for split in parts
-        }
-        for split, found in shards.items():
-            if not found:
+        whole = {}
+        for split in parts:
+            recorded = [job.recorded(work).shards for work in works if work.split == split]
+            whole[split] = Part(list(chain.from_iterable(recorded)))
+            if not whole[split].shards:
                 raise BadInput(f"the split {split} of corpus={config.corpus.name} has no documents.")
-        index = index_content(tokenizer.fingerprint, job.dtype, shards)
-        write_atomically(folder.path / INDEX, index)
-        result = {
-            "fingerprint": index_fingerprint(index),
-            "documents": {split: Part(found).documents for split, found in shards.items()},
-            "tokens": {split: Part(found).tokens for split, found in shards.items()},
-            "shards": sum(map(len, shards.values())),
-        }
-        write_json(folder.path / "result.json", result)
+        result = _finish(folder, tokenizer, whole)
     if not config.quiet:
-        tokens = ", ".join(f"{split} {Part(found).tokens:,}" for split, found in shards.items())
+        tokens = ", ".join(f"{split} {count:,}" for split, count in result["tokens"].items())
         said = f"done: tokens {tokens}; {result['shards']:,} shards, fingerprint {result['fingerprint']}"
         line.say(f"{said}, {folder.path}")
     return {"names": [folder.name]}
 
 
-def _fingerprint(text: Corpus, tokenizer: Tokenizer, parts: dict[str, list[str]]) -> str:
-    """Hex digest of what is prepared: the first documents, the names and sizes of all files."""
-    listed = [f"{split} {name}" for split in parts for name in parts[split]]
-    said = "\n".join([corpus.fingerprint(text, tokenizer.fingerprint), *listed])
-    return hashlib.sha256(said.encode()).hexdigest()[:16]
-
-
-def _begin(folder: RunFolder, config: PrepareConfig, tokenizer: Tokenizer, source: str) -> int:
+def _begin(
+    folder: RunFolder, config: PrepareConfig, text: Corpus, tokenizer: Tokenizer, parts: dict[str, list[str]]
+) -> int:
     """Write config and manifest; the size of this folder's shards.
 
     Raises ``BadInput`` when the folder was begun with another size, or from other text.
     """
+    # The first documents, and the names and sizes of all files: reading the whole text would take as long as the work.
+    listed = [f"{split} {name}" for split in parts for name in parts[split]]
+    said = "\n".join([corpus.fingerprint(text, tokenizer.fingerprint), *listed])
+    source = hashlib.sha256(said.encode()).hexdigest()[:16]
     manifest = folder.manifest or {"source_fingerprint": source, "shard_tokens": config.shard_tokens or SHARD_TOKENS}
     if manifest["source_fingerprint"] != source:
         raise BadInput(
@@ -146,6 +124,22 @@ def _begin(folder: RunFolder, config: PrepareConfig, tokenizer: Tokenizer, sourc
     return shard_tokens
 
 
+def _finish(folder: RunFolder, tokenizer: Tokenizer, whole: dict[str, Part]) -> dict[str, Any]:
+    """Write the index and the result; the result."""
+    records = {split: part.shards for split, part in whole.items()}
+    index = shards.index_content(tokenizer.fingerprint, shards.token_type(tokenizer.vocab_size), records)
+    write_atomically(folder.path / shards.INDEX, index)
+    result = {
+        "fingerprint": shards.index_fingerprint(index),
+        "documents": {split: part.documents for split, part in whole.items()},
+        "tokens": {split: part.tokens for split, part in whole.items()},
+        "shards": sum(map(len, records.values())),
+    }
+    # Last: a folder with a result is whole.
+    write_json(folder.path / "result.json", result)
+    return result
+
+
 def _write_parts(job: Job, works: Sequence[Work], workers: int, line: LiveLine) -> None:
     """Write every part that is not whole, side by side.
 
@@ -164,21 +158,17 @@ def _write_parts(job: Job, works: Sequence[Work], workers: int, line: LiveLine) 
     processes = min(workers, max(1, sum(works[slot].split == TRAIN for slot in left)))
     context = multiprocessing.get_context("spawn")  # a fork would switch the tokenizer's threads off
     # Documents and tokens of each part so far, which the workers count up, and last whether they are to stop.
-    counters = context.RawArray("Q", 2 * len(works) + 1)
-    for slot, part in enumerate(recorded):
-        counters[2 * slot : 2 * slot + 2] = [part.documents, part.tokens]
+    counters = context.RawArray("Q", [*chain.from_iterable((part.documents, part.tokens) for part in recorded), 0])
     pool = ProcessPoolExecutor(processes, context, _begin_worker, (job, counters, -(-workers // processes)))
     try:
-        futures = [pool.submit(_write, slot, works[slot]) for slot in left]
+        running = {pool.submit(_write, slot, works[slot]) for slot in left}
         began, before = time.monotonic(), sum(counters[1:-1:2])
-        running = set(futures)
         while running:
             finished, running = wait(running, POLL_SECONDS, FIRST_EXCEPTION)
             documents, tokens = sum(counters[0:-1:2]), sum(counters[1:-1:2])
             rate = (tokens - before) / (time.monotonic() - began)
-            done = len(works) - len(left) + sum(future.done() for future in futures)
-            totals = f"{documents:,} documents  {tokens:,} tokens  {rate:,.0f} tok/s  {done}/{len(works)} files"
-            line.show(f"{job.folder.name}  {totals}")
+            totals = f"{documents:,} documents  {tokens:,} tokens  {rate:,.0f} tok/s"
+            line.show(f"{job.folder.name}  {totals}  {len(works) - len(running)}/{len(works)} files")
             for future in finished:
                 future.result()
             if (reason := stop.reason()) is not None:
@@ -197,11 +187,9 @@ def _write_parts(job: Job, works: Sequence[Work], workers: int, line: LiveLine) 
 
 def _saved(job: Job, works: Sequence[Work]) -> str:
     """A sentence with what the next start finds."""
-    shards = [shard for work in works for shard in job.recorded(work).shards]
-    found = Part(shards)
-    return (
-        f"saved {len(shards):,} shards with {found.documents:,} documents and {found.tokens:,} tokens in {job.folder}."
-    )
+    found = Part([shard for work in works for shard in job.recorded(work).shards])
+    counts = f"{len(found.shards):,} shards with {found.documents:,} documents and {found.tokens:,} tokens"
+    return f"saved {counts} in {job.folder}."
 
 
 class _Stopped(Exception):
@@ -237,20 +225,15 @@ def _write(slot: int, work: Work) -> None:
         if _counters[-1]:
             raise _Stopped
 
-    if _counters[-1]:
-        return
+    folder, text, tokenizer, shard_tokens = _job
     try:
-        write_part(
-            _job.folder,
-            work.split,
-            work.number,
-            _job.text.part(work.split, work.number),
-            _job.tokenizer,
-            has_ends=_job.text.has_ends,
-            shard_tokens=_job.shard_tokens,
-            advance=advance,
-        )
+        # Before the first document, too: parts that wait in the queue when a stop is asked for are not begun.
+        if not _counters[-1]:
+            documents, ends = text.part(*work), text.has_ends
+            shards.write_part(
+                folder, *work, documents, tokenizer, has_ends=ends, shard_tokens=shard_tokens, advance=advance
+            )
     except _Stopped:
         return
     except OSError as error:
-        raise disk_error(_job.folder, error) from None
+        raise disk_error(folder, error) from None

@@ -52,7 +52,7 @@ def run(config: ReproduceConfig, cells: Cells) -> dict[str, Any]:
     folder.create()
     planned = plan.study(folder.name).to_json()
     write_json(folder.path / "plan.json", planned)
-    view = StudyView(config.runs, planned)
+    view = StudyView({command: [f for cell in stage for f in cell.folders] for command, stage in plan.stages.items()})
     errors: dict[str, Exception] = {}
     for number, (command, stage) in enumerate(plan.stages.items(), start=1):
         ready = [cell for cell in stage if _parents_done(cell)]  # the others failed, or are left to other processes

@@ -45,5 +45,5 @@ def _rows(task: Task, root: Path | None) -> str:
 def _count(dataset: Dataset, split: str, root: Path | None) -> str:
     if root is not None and not any((root / dataset.name).glob(f"{split}[.-]*")):
         return "-"
-    rows = EnglishWorld(None).rows(dataset.name, split) if root is None else read_split(root, dataset.name, split)
+    rows = EnglishWorld().rows(dataset.name, split) if root is None else read_split(root, dataset.name, split)
     return f"{sum(1 for _ in rows):,}"

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pausebench.config import groups, training
+from pausebench.config.devices import DEVICES
 from pausebench.config.groups import (
     Arithmetic,
     CorpusConfig,
@@ -214,12 +215,11 @@ class PlanConfig(ReproduceConfig):
     mfu: float = option(0.4, "fraction of the peak that is reached: an assumption, not a measurement")
     peak_tflops: float | None = option(None, "dense bf16 peak of a device in TFLOP/s (none: the data sheet's)")
     answer_tokens: int | None = option(None, "length of a decoded answer in tokens (none: that of the right answers)")
-    smaller: bool = option(True, "also print smaller versions of the study with their cost")
     json: str | None = option(None, "also write the cost of every cell to this JSON file")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        allowed = ("h100", "h200", "a100", "cpu")
+        allowed = (*DEVICES, "cpu")
         fix = "For another device take the nearest and give peak_tflops=."
         require(self.gpu in allowed, f"gpu={self.gpu}", f"allowed are {', '.join(allowed)}", fix)
         require_at_least(1, self, "gpus", "answer_tokens")

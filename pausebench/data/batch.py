@@ -25,6 +25,7 @@ class Share(NamedTuple):
 
     def of(self, rows: int) -> tuple[int, int, int]:
         """(first row, rows, rows that only fill up) of this rank: all ranks have equally many rows in their batch."""
+        # Rounded up and filled: a rank with fewer rows would leave a collective that the others wait in.
         each = -(-rows // self.ranks)
         first = min(self.rank * each, rows)
         count = min(each, rows - first)
@@ -66,6 +67,7 @@ class Batch(NamedTuple):
     @property
     def supervised(self) -> int:
         """Positions with a label."""
+        # No label lies before ``last``, so the rest need not be looked at.
         return int((self.labels[:, -self.last :] != IGNORE_INDEX).sum())
 
     def share(self, share: Share) -> Batch:
@@ -75,11 +77,19 @@ class Batch(NamedTuple):
             return self.rows(first, count)
         # Row 0 fills up: any row would do, its labels are taken away, and it is as long as the others.
         index = torch.tensor([*range(first, first + count), *[0] * fillers])
-        labels = self.labels[index]
-        labels[count:] = IGNORE_INDEX
-        positions = None if self.positions is None else self.positions[index]
-        text = None if self.text is None else self.text[index]
-        return Batch(self.input_ids[index], labels, self.mask.pick(index), self.last, positions, fillers, text)
+        picked = self._each(lambda tensor: tensor[index], self.mask.pick(index), fillers)
+        picked.labels[count:] = IGNORE_INDEX
+        return picked
+
+    def rows(self, start: int, count: int) -> Batch:
+        """A slice of the rows, which shares their memory."""
+        fillers = min(count, max(0, start + count - (len(self.input_ids) - self.fillers)))
+        return self._each(lambda tensor: tensor.narrow(0, start, count), self.mask.narrow(start, count), fillers)
+
+    def _each(self, change: Callable[[Tensor], Tensor], mask: AttentionMask, fillers: int) -> Batch:
+        positions = None if self.positions is None else change(self.positions)
+        text = None if self.text is None else change(self.text)
+        return Batch(change(self.input_ids), change(self.labels), mask, self.last, positions, fillers, text)
 
     @property
     def attention_length(self) -> float:
@@ -90,18 +100,6 @@ class Batch(NamedTuple):
         # A token of a document of length n spans n positions, and a document has n such tokens: a mean of squares.
         lengths = documents[documents >= 0].bincount().double()
         return float(lengths.square().sum() / lengths.sum())
-
-    def rows(self, start: int, count: int) -> Batch:
-        """A slice of the rows."""
-        return Batch(
-            self.input_ids.narrow(0, start, count),
-            self.labels.narrow(0, start, count),
-            self.mask.narrow(start, count),
-            self.last,
-            None if self.positions is None else self.positions.narrow(0, start, count),
-            min(count, max(0, start + count - (len(self.input_ids) - self.fillers))),
-            None if self.text is None else self.text.narrow(0, start, count),
-        )
 
 
 class Batches:
@@ -133,6 +131,7 @@ class Prefetched:
 
     def __init__(self, batches: Batches) -> None:
         self._batches = batches
+        # A thread is enough: tokenizing and tensor work release the interpreter while they run.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="batches")
         self._ahead: tuple[int, Future[Batch]] | None = None
 

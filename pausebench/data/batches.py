@@ -18,10 +18,10 @@ from pausebench import pauses
 from pausebench.config.groups import AttentionKind, PauseVisibility, Trim, WorldConfig
 from pausebench.config.pauses import PauseInjection, PausePolicy
 from pausebench.data.batch import ALL, Batch, Batches, Share
-from pausebench.data.corpus import TRAIN, VALIDATION, Corpus, PackedRows, TextRows, shuffled
+from pausebench.data.corpus import TRAIN, VALIDATION, Corpus, PackedRows, shuffled
 from pausebench.data.examples import Tokens, encode, fit
 from pausebench.data.packing import PackedExamples, pack
-from pausebench.data.shards import PreparedText
+from pausebench.data.shards import PreparedRows, PreparedText
 from pausebench.data.task_rows import DatasetRows, GeneratedRows
 from pausebench.data.tokenizer import Tokenizer, pad
 from pausebench.errors import BadInput
@@ -67,7 +67,7 @@ def document_batches(
         )
 
     def block(seed: int, start: int, rows: int) -> Batch:
-        documents, lengths = tokenizer.encode_batch(world.documents(seed, start, rows))
+        documents, lengths = pad(tokenizer.encode_lists(world.documents(seed, start, rows)), tokenizer.end_id)
         input_ids = torch.full((rows, length), tokenizer.end_id)
         input_ids[:, : documents.shape[1]] = documents[:, :length]
         # `<=`: the first end token behind a document is predicted, the ones behind it are padding.
@@ -101,25 +101,22 @@ def text_batches(
     if tokens < 1:
         raise BadInput(f"pause.trim=carry with pause_fraction={injection.fraction}: a row has no place for text.")
 
-    def opened(split: str, seed: int) -> TextRows:
+    def opened(split: str, seed: int) -> PackedRows | PreparedRows:
         if isinstance(text, PreparedText):
             return text.rows(split, seed, tokens)
         return PackedRows(partial(shuffled, text, split, seed), tokenizer, tokens, text.has_ends)
 
-    def paused(input_ids: Tensor, supervised: Tensor, first: tuple[int, int]) -> Batch:
-        return _paused(input_ids, supervised, injection, count, length, first, tokenizer.pause_id)
-
-    seeds = ((TRAIN, seed), (VALIDATION, VALIDATION_SEED))
-    opened_rows = {split: opened(split, seed) for split, seed in seeds}
+    opened_rows = {seed: opened(TRAIN, seed), VALIDATION_SEED: opened(VALIDATION, VALIDATION_SEED)}
 
     def block(seed: int, start: int, rows: int) -> Batch:
-        input_ids = opened_rows[VALIDATION if seed == VALIDATION_SEED else TRAIN].rows(start, rows)
+        input_ids = opened_rows[seed].rows(start, rows)
         supervised = torch.ones_like(input_ids, dtype=torch.bool)
+        if document_mask:
+            # The token behind an end token begins a document.
+            supervised[:, 1:] = input_ids[:, :-1] != tokenizer.end_id
+        batch = _paused(input_ids, supervised, injection, count, length, (seed, start), tokenizer.pause_id)
         if not document_mask:
-            return paused(input_ids, supervised, (seed, start))
-        # The token behind an end token begins a document.
-        supervised[:, 1:] = input_ids[:, :-1] != tokenizer.end_id
-        batch = paused(input_ids, supervised, (seed, start))
+            return batch
         # Numbers that no other row of the batch has: masks of several rows are made from them together.
         documents = ends_before(batch.input_ids, tokenizer.end_id) + torch.arange(rows)[:, None] * length
         return batch._replace(mask=replace(batch.mask, documents=documents))
@@ -143,18 +140,16 @@ def _paused(
     pause_id: int,
 ) -> Batch:
     """These rows with ``count`` pauses injected in each. first: (seed, number) of the first row."""
-    rows, tokens = input_ids.shape
-    seed, start = first
-    visibility = injection.visibility
+    (rows, tokens), (seed, start) = input_ids.shape, first
     mask = AttentionMask(AttentionKind.causal)
     # By (seed, number of the row): the same places for any batch size, any rank and after any resume.
     places = pauses.draw_places(seed, torch.arange(start, start + rows), tokens, count)
     input_ids, labels = pauses.inject(input_ids, supervised, places, pause_id, length)
     if not count:
         return Batch(input_ids, labels, mask, length)
-    if visibility is not PauseVisibility.all:
+    if injection.visibility is not PauseVisibility.all:
         roles, readouts = pauses.injected_roles(input_ids, pause_id)
-        mask = replace(mask, roles=roles, visibility=visibility, readouts=readouts)
+        mask = replace(mask, roles=roles, visibility=injection.visibility, readouts=readouts)
     return Batch(input_ids, labels, mask, length, text=input_ids != pause_id)
 
 
@@ -183,16 +178,6 @@ class EncodedExamples(NamedTuple):
     def of(cls, prefixes: Sequence[Tokens], targets: Sequence[Tokens], pad_id: int) -> EncodedExamples:
         return cls(*pad(prefixes, pad_id), *pad(targets, pad_id))
 
-    def rows(self, index: Tensor) -> EncodedExamples:
-        """Some rows, padding cut to the longest."""
-        prefix_lengths, target_lengths = self.prefix_lengths[index], self.target_lengths[index]
-        return EncodedExamples(
-            self.prefix[index, : int(prefix_lengths.max())],
-            prefix_lengths,
-            self.target[index, : int(target_lengths.max())],
-            target_lengths,
-        )
-
 
 @dataclass(frozen=True)
 class RowLayout:
@@ -210,8 +195,15 @@ class RowLayout:
     @classmethod
     def of(cls, policy: PausePolicy, attention: AttentionKind, task: Task, tokenizer: Tokenizer) -> RowLayout:
         """Raises ``BadInput`` where the policy's filler is not one token."""
+        filler, special = policy.filler, {"pause": [tokenizer.pause_id], "end": [tokenizer.end_id]}
+        ids = special[filler] if filler in special else tokenizer.encode(filler)
+        if len(ids) != 1:
+            raise BadInput(
+                f"filler={filler} is {len(ids)} tokens; allowed are pause, end, and text that is one token, "
+                "such as filler=."
+            )
         cue = torch.tensor(tokenizer.encode(task.cue), dtype=torch.int64)
-        return cls(policy, attention, cue, filler_id(policy.filler, tokenizer), tokenizer.end_id)
+        return cls(policy, attention, cue, ids[0], tokenizer.end_id)
 
     @property
     def given(self) -> int:
@@ -257,28 +249,13 @@ def _is_text(roles: Tensor) -> Tensor:
     return (roles == Role.PREFIX.value) | (roles == Role.TARGET.value)
 
 
-def filler_id(filler: str, tokenizer: Tokenizer) -> int:
-    """The id that fills the pauses' places. Raises ``BadInput`` for what is not one token."""
-    special = {"pause": tokenizer.pause_id, "end": tokenizer.end_id}
-    if filler in special:
-        return special[filler]
-    ids = tokenizer.encode(filler)
-    if len(ids) != 1:
-        raise BadInput(
-            f"filler={filler} is {len(ids)} tokens; allowed are pause, end, and text that is one token, "
-            "such as filler=."
-        )
-    return ids[0]
-
-
 @lru_cache(maxsize=512)
 def _encoded_generated_rows(task: str, world: WorldConfig, seed: int, start: int, count: int) -> EncodedExamples:
     """Encoded rows of a world, kept because the cells of a sweep differ in K and parent, not in their rows."""
     rows = GeneratedRows(TASKS[task], world)
     tokenizer = rows.world.tokenizer
     examples = encode(rows.training(seed, start, count), rows.task, tokenizer)
-    prefixes, targets = [example.prefix for example in examples], [example.target for example in examples]
-    return EncodedExamples.of(prefixes, targets, tokenizer.end_id)
+    return EncodedExamples.of([e.prefix for e in examples], [e.target for e in examples], tokenizer.end_id)
 
 
 def generated_batches(
@@ -317,6 +294,7 @@ class DatasetBatches:
             prefix = fitted.prefixes[number % len(fitted.prefixes)]
             self.fitting.append((prefix, example.target) if whole else None)
             self.truncated += whole and bool(fitted.cut)
+        # Over the whole split, before the first step: a result says what share of the task was trained on.
         self.left_out = self.fitting.count(None)
 
     def batches(self, seed: int, batch_size: int, share: Share = ALL) -> Batches:
@@ -340,6 +318,7 @@ class DatasetBatches:
                 f"task={self._rows.task.name}: none of the {len(numbers)} rows of a batch fits; {self.left_out} of "
                 f"{len(self.fitting)} rows are too long. Pretrain with a longer sequence_length, or lower k."
             )
+        # A batch may have fewer rows than its size: filling it up would shift every later row, and by K.
         kept, prefixes, targets = zip(*fitting, strict=True)
         examples = EncodedExamples.of(prefixes, targets, self._layout.pad_id)
         return self._layout.packed_batch(examples, seed, torch.tensor(kept))

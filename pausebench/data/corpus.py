@@ -11,12 +11,13 @@ import hashlib
 import itertools
 import zipfile
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import IO, TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -37,90 +38,81 @@ SAMPLE_DOCUMENTS = 64  # documents that stand for a corpus in its fingerprint
 ENCODED_TOGETHER = 64
 
 
-class Corpus(Protocol):
-    """Documents by split and pass; ``identity`` says what else tells this corpus from a changed one.
+class Corpus(ABC):
+    """Documents by split and pass.
 
-    splits: those it has. has_ends: whether an end token follows each document. A split comes in parts, the source's
-    files, that can be read side by side: ``parts`` names them.
+    splits: those it has. has_ends: whether an end token follows each document.
     """
-
-    splits: tuple[str, ...]
-    has_ends: bool
-
-    def documents(self, split: str, epoch: int) -> Iterator[str]:
-        """One pass over a split in its own order."""
-
-    def parts(self, split: str) -> list[str]: ...
-
-    def part(self, split: str, number: int) -> Iterator[str]:
-        """The documents of one part in order."""
-
-    def identity(self) -> list[str]: ...
-
-
-class FileCorpus:
-    """Local files (``data.files``); of the training split the first ``limit``, where one is given."""
 
     splits: tuple[str, ...] = (TRAIN, VALIDATION)
     has_ends = True
 
+    @abstractmethod
+    def parts(self, split: str) -> list[str]:
+        """The parts of a split (the source's files, which can be read side by side), as they are named in messages and
+        fingerprints."""
+
+    @abstractmethod
+    def part(self, split: str, number: int) -> Iterator[str]:
+        """The documents of one part in order."""
+
+    @abstractmethod
+    def identity(self) -> list[str]:
+        """What tells this corpus from a changed one, beside its first documents."""
+
+    def documents(self, split: str, epoch: int) -> Iterator[str]:
+        """One pass over a split in its own order. Raises ``BadInput`` where it has none."""
+        found = chain.from_iterable(self.part(split, number) for number in range(len(self.parts(split))))
+        first = next(found, None)
+        # Without this, a stream of passes over nothing would never end.
+        if first is None:
+            raise BadInput(f"the split {split} of the corpus has no documents; it needs at least one.")
+        yield first
+        yield from found
+
+
+class FileCorpus(Corpus):
+    """Local files (``data.files``); of the training split the first ``limit``, where one is given."""
+
     def __init__(self, root: Path, name: str, field: str, limit: int | None = None) -> None:
         self.root, self.name, self.field, self.limit = root, name, field, limit
 
-    def documents(self, split: str, epoch: int) -> Iterator[str]:
-        for located in files.read_split(self.root, self.name, split, self._limit(split)):
-            yield _text(located, self.field)
-
     def parts(self, split: str) -> list[str]:
+        # Sizes, not contents: they change with nearly every edit, and a look at them takes no time.
         return [f"{path.name} {path.stat().st_size}" for path in self._paths(split)]
 
     def part(self, split: str, number: int) -> Iterator[str]:
-        for located in files.read_file(self._paths(split)[number]):
-            yield _text(located, self.field)
+        return (_text(located, self.field) for located in files.read_file(self._paths(split)[number]))
 
     def identity(self) -> list[str]:
         return self.parts(TRAIN)
 
     def _paths(self, split: str) -> list[Path]:
-        return files.split_files(self.root, self.name, split)[: self._limit(split)]
-
-    def _limit(self, split: str) -> int | None:
-        return self.limit if split == TRAIN else None
+        return files.split_files(self.root, self.name, split)[: self.limit if split == TRAIN else None]
 
 
-class HubCorpus:
+class HubCorpus(Corpus):
     """A dataset of the hub, streamed: nothing is stored. Of the training split the first ``limit`` files."""
-
-    splits: tuple[str, ...] = (TRAIN, VALIDATION)
-    has_ends = True
 
     def __init__(self, hub_id: str, subset: str | None, revision: str, field: str, limit: int | None = None) -> None:
         self.hub_id, self.subset, self.revision, self.field, self.limit = hub_id, subset, revision, field, limit
-
-    def documents(self, split: str, epoch: int) -> Iterator[str]:
-        if split == TRAIN and self.limit is not None:
-            for number in range(len(self.parts(split))):
-                yield from self.part(split, number)
-            return
-        yield from self._texts(hub.stream_split(self.hub_id, self.subset, self.revision, split), split)
 
     def parts(self, split: str) -> list[str]:
         names = hub.split_files(self.hub_id, self.subset, self.revision, split)
         return names[: self.limit] if split == TRAIN else names
 
     def part(self, split: str, number: int) -> Iterator[str]:
+        # By files, not as one stream: ``limit`` then downloads nothing of the files after it.
         rows = hub.stream_file(self.hub_id, self.subset, self.revision, split, number)
-        return self._texts(rows, f"{split} file {number}")
-
-    def _texts(self, rows: Iterator[dict[str, Any]], what: str) -> Iterator[str]:
-        for number, row in enumerate(rows, start=1):
-            yield _text(files.Located(row, f"{self.hub_id} {what}, row {number}"), self.field)
+        for place, row in enumerate(rows, start=1):
+            yield _text(files.Located(row, f"{self.hub_id} {split} file {number}, row {place}"), self.field)
 
     def identity(self) -> list[str]:
+        # The revision is a commit, so it stands for every byte.
         return [self.hub_id, self.subset or "", self.revision]
 
 
-class ByteCorpus:
+class ByteCorpus(Corpus):
     """One file of bytes, split as enwik8 is: the first 90 % train, the next 5 % validation, the last 5 % test.
 
     Its documents are pieces of ``PIECE`` bytes with no end token between them: prepared, a split is the file's own
@@ -128,7 +120,7 @@ class ByteCorpus:
     """
 
     SHARES: ClassVar = {TRAIN: (0, 90), VALIDATION: (90, 95), "test": (95, 100)}
-    PIECE = 65536
+    PIECE = 65536  # shuffled together 8,192 are 512 MiB: more than all of enwik8
     splits: tuple[str, ...] = tuple(SHARES)
     has_ends = False
 
@@ -139,20 +131,21 @@ class ByteCorpus:
             raise BadInput(f"{folder / name} does not exist, nor with .zip or .gz; corpus={name} is one file of bytes.")
         self.path = found[0]
 
-    def documents(self, split: str, epoch: int) -> Iterator[str]:
-        # In integers: the same borders on every machine.
-        first, last = (self._size * share // 100 for share in self.SHARES[split])
+    def parts(self, split: str) -> list[str]:
+        first, last = self._borders(split)
+        return [f"{self.path.name} bytes {first} to {last}"]
+
+    def part(self, split: str, number: int) -> Iterator[str]:
+        first, last = self._borders(split)
         with self._opened() as file:
             file.seek(first)
             for start in range(first, last, self.PIECE):
                 yield file.read(min(self.PIECE, last - start)).decode(errors="surrogateescape")
 
-    def parts(self, split: str) -> list[str]:
+    def _borders(self, split: str) -> tuple[int, int]:
+        # In integers: the same borders on every machine.
         first, last = (self._size * share // 100 for share in self.SHARES[split])
-        return [f"{self.path.name} bytes {first} to {last}"]
-
-    def part(self, split: str, number: int) -> Iterator[str]:
-        return self.documents(split, 0)
+        return first, last
 
     def identity(self) -> list[str]:
         return [f"{self._size} bytes"]
@@ -175,22 +168,17 @@ class ByteCorpus:
             raise BadInput(f"{self.path} cannot be read ({error}). Copy or download it again.") from None
 
 
-class WorldCorpus:
+class WorldCorpus(Corpus):
     """The documents of the embedded English world: every pass has new ones."""
 
     PASS_DOCUMENTS = 65536
-    splits: tuple[str, ...] = (TRAIN, VALIDATION)
-    has_ends = True
-
-    def __init__(self, world: EnglishWorld) -> None:
-        self.world = world
 
     def documents(self, split: str, epoch: int) -> Iterator[str]:
         seed = 0 if split == TRAIN else 1
         # Every pass has other documents: the world has no end.
         first = epoch * self.PASS_DOCUMENTS
         for start in range(first, first + self.PASS_DOCUMENTS, SAMPLE_DOCUMENTS):
-            yield from self.world.documents(seed, start, SAMPLE_DOCUMENTS)
+            yield from EnglishWorld().documents(seed, start, SAMPLE_DOCUMENTS)
 
     def parts(self, split: str) -> list[str]:
         raise BadInput("generated text has no end and is not prepared. Type data=hub, or data=files data.root=DIR.")
@@ -199,14 +187,14 @@ class WorldCorpus:
         raise AssertionError("it has no parts")
 
     def identity(self) -> list[str]:
-        return []
+        return []  # the first documents alone: every document is drawn by the same code
 
 
 def open_corpus(source: TextSource) -> Corpus:
     """The corpus of a source. Raises ``BadInput`` for one that cannot be had there."""
     corpus = source.corpus
     if source.embedded:
-        return WorldCorpus(EnglishWorld(source.world))
+        return WorldCorpus()
     if source.data.source is Source.files:
         assert source.data.root is not None
         root = Path(source.data.root).expanduser()
@@ -244,8 +232,6 @@ def shuffled(corpus: Corpus, split: str, seed: int) -> Iterator[str]:
             place = int(next(draws) * SHUFFLE_DOCUMENTS)
             held[place], document = document, held[place]
             yield document
-        if not held:
-            raise BadInput(f"the split {split} of the corpus has no documents; it needs at least one.")
         # The pass is over: what is left in the buffer comes out in random order, so no document is lost.
         while held:
             place = int(next(draws) * len(held))
@@ -257,13 +243,6 @@ def _draws(seed: int, stream: str) -> Iterator[float]:
     # 4,096 draws at a time: a call of numpy for every document would be slow.
     for block in itertools.count():
         yield from uniform_array(seed, stream, np.array([block]), 4096)[0].tolist()
-
-
-class TextRows(Protocol):
-    """Full rows of text tokens by number."""
-
-    def rows(self, start: int, count: int) -> Tensor:
-        """int64 [count, length]: rows ``start`` onwards."""
 
 
 class PackedRows:
@@ -293,16 +272,11 @@ class PackedRows:
         return torch.tensor(self._take(count), dtype=torch.int64).view(count, self._length)
 
     def _take(self, rows: int) -> list[int]:
-        taken: list[int] = []
         wanted = rows * self._length
-        while len(taken) + len(self._held) < wanted:
-            taken += self._held
-            self._held = []
+        while len(self._held) < wanted:
             for ids in self._tokenizer.encode_lists(list(islice(self._stream, ENCODED_TOGETHER))):
                 self._held += ids + self._end
-        missing = wanted - len(taken)
-        taken += self._held[:missing]
-        self._held = self._held[missing:]
+        taken, self._held = self._held[:wanted], self._held[wanted:]
         self._next_row += rows
         return taken
 

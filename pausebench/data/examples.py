@@ -9,7 +9,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 from itertools import chain
-from typing import NamedTuple, overload
+from typing import Any, NamedTuple
 
 from pausebench.data.tokenizer import Tokenizer
 from pausebench.errors import BadInput
@@ -29,19 +29,18 @@ class EncodedExample(NamedTuple):
 
     @property
     def prefix(self) -> Tokens:
+        # Most tasks have a question alone: no copy of it then.
         if not self.context and not self.history:
             return self.question
         return array("i", chain(self.context, *self.history, self.question))
 
 
 class Windows(Sequence[Tokens]):
-    """Windows of ``size`` tokens of a context, each with the rest behind it and made when it is asked for.
-
-    They start at the context's beginning, each half a window after the one before; the last ends where it ends.
-    """
+    """Windows of ``size`` tokens of a context, each half a window after the one before, with the rest behind it."""
 
     def __init__(self, context: Tokens, rest: array[int], size: int) -> None:
         self._context, self._rest, self._size = context, rest, size
+        # Made when it is asked for: training reads one window of a row that may have fifty.
         # Half a window of overlap: an answer shorter than that is whole in at least one window.
         self._last, self._step = len(context) - size, max(1, size // 2)
 
@@ -49,13 +48,7 @@ class Windows(Sequence[Tokens]):
         # The last window ends with the context, so it may overlap more than half with the one before.
         return -(-self._last // self._step) + 1
 
-    @overload
-    def __getitem__(self, index: int) -> Tokens: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Tokens]: ...
-    def __getitem__(self, index: int | slice) -> Tokens | Sequence[Tokens]:
-        if isinstance(index, slice):
-            return [self[number] for number in range(len(self))[index]]
+    def __getitem__(self, index: Any) -> Any:  # int to tokens: nobody takes a slice
         start = min(range(len(self))[index] * self._step, self._last)
         return array("i", self._context[start : start + self._size]) + self._rest
 

@@ -15,6 +15,7 @@ import json
 import re
 import zlib
 from collections.abc import Iterator, Mapping
+from itertools import chain, groupby
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -31,24 +32,23 @@ class Located(NamedTuple):
     where: str
 
 
-def read_split(root: Path, dataset: str, split: str, limit: int | None = None) -> Iterator[Located]:
-    """The rows of a split in order; of its first ``limit`` files where one is given.
+def read_split(root: Path, dataset: str, split: str) -> Iterator[Located]:
+    """The rows of a split in order.
 
     Raises ``BadInput`` for a missing folder, dataset or split, an empty one, and every kind of broken file.
     """
-    empty = True
-    paths = split_files(root, dataset, split)[:limit]
-    for path in paths:
-        for located in read_file(path):
-            empty = False
-            yield located
-    if empty:
+    paths = split_files(root, dataset, split)
+    rows = chain.from_iterable(map(read_file, paths))
+    first = next(rows, None)
+    if first is None:
         raise BadInput(f"{paths[0]} has no rows. Every split needs at least one.")
+    yield first
+    yield from rows
 
 
 def read_file(path: Path) -> Iterator[Located]:
     """The rows of one file of a split in order. Raises ``BadInput`` for every kind of broken file."""
-    return _READERS[_extension(path)](path)
+    return _READERS[_extension(path).partition(".")[0]](path)
 
 
 def has_split(root: Path, dataset: str, split: str) -> bool:
@@ -59,28 +59,26 @@ def has_split(root: Path, dataset: str, split: str) -> bool:
 
 def split_files(root: Path, dataset: str, split: str) -> list[Path]:
     """The files of a split, sorted by name. Raises ``BadInput`` when there is none, with what there is."""
+    # The outermost first: each complaint says what the level that was found does hold.
     if not root.is_dir():
         raise BadInput(f"data.root={root} is no folder; it has to hold {dataset}/{split}.jsonl.gz or the like.")
     folder = root / dataset
     if not folder.is_dir():
-        names = [path.name for path in _entries(root) if path.is_dir()]
-        raise BadInput(f"{folder} does not exist; data.root={root} holds {', '.join(names) or 'no folder'}.")
+        there = [path.name for path in _entries(root) if path.is_dir()]
+        raise BadInput(f"{folder} does not exist; data.root={root} holds {', '.join(there) or 'no folder'}.")
     found = _named(folder, split)
     if not found:
-        names = [path.name for path in _entries(folder)]
+        there = [path.name for path in _entries(folder)]
         raise BadInput(
             f"{folder} has no split {split}: looked for {split}.EXT and {split}-*.EXT with EXT one of "
-            f"{', '.join(EXTENSIONS)}; the folder holds {', '.join(names[:8]) or 'nothing'}."
+            f"{', '.join(EXTENSIONS)}; the folder holds {', '.join(there[:8]) or 'nothing'}."
         )
     # A download beside its unpacked copy would be read twice, and no score would say so.
+    names = ", ".join(path.name for path in found)
     if len({_extension(path) for path in found}) > 1:
-        raise BadInput(
-            f"{folder} has the split {split} in several formats: {', '.join(path.name for path in found)}. Keep one."
-        )
+        raise BadInput(f"{folder} has the split {split} in several formats: {names}. Keep one.")
     if len(found) > 1 and any(path.name == f"{split}.{_extension(path)}" for path in found):
-        raise BadInput(
-            f"{folder} has the split {split} whole and in parts: {', '.join(path.name for path in found)}. Keep either."
-        )
+        raise BadInput(f"{folder} has the split {split} whole and in parts: {names}. Keep either.")
     # Checked before the first row is read: a dangling link should not end a run in its third hour.
     for path in found:
         if not path.is_file():
@@ -98,6 +96,7 @@ def require_fields(located: Located, fields: tuple[str, ...]) -> Mapping[str, An
                     f"{located.where}: field {name} is missing; the row has {', '.join(map(str, located.row))}."
                 )
             value = value[part]
+        # Null is what parquet gives for a column that the row lacks: no task could read it.
         if value is None:
             raise BadInput(f"{located.where}: field {name} is null; it needs a value.")
     return located.row
@@ -125,7 +124,7 @@ def _opened(path: Path) -> IO[bytes]:
     if path.suffix == ".gz":
         return gzip.open(path)  # type: ignore[return-value]
     if path.suffix == ".zst":
-        import pyarrow
+        import pyarrow  # here anyway with ``datasets``, and Python has no zstd of its own before 3.14
 
         return io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.OSFile(str(path)), "zstd"))
     return path.open("rb")
@@ -161,6 +160,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 def _json_lines(path: Path) -> Iterator[Located]:
     for number, line in _lines(path):
+        # A blank line at the end is what many tools leave.
         if not line.strip():
             continue
         row, where = _parsed(line.rstrip(), path, number), f"{path}, line {number}"
@@ -170,6 +170,7 @@ def _json_lines(path: Path) -> Iterator[Located]:
 
 
 def _json_list(path: Path) -> Iterator[Located]:
+    # The whole file at once: the format of small test sets. A corpus has a line for each document.
     rows = _parsed("".join(line for _, line in _lines(path)), path, 1, " For one object a line name it .jsonl.")
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise BadInput(f"{path} has to be a JSON list of objects; for one object a line name it .jsonl.")
@@ -210,26 +211,11 @@ def _parquet(path: Path) -> Iterator[Located]:
 
 
 def _text(path: Path) -> Iterator[Located]:
-    block: list[str] = []
-    first = 1
-    for number, line in _lines(path):
-        if line.strip():
-            first = first if block else number
-            block.append(line)
-        elif block:
-            yield Located({"text": "".join(block).rstrip("\r\n")}, f"{path}, line {first}")
-            block = []
-    if block:
-        yield Located({"text": "".join(block).rstrip("\r\n")}, f"{path}, line {first}")
+    # The first line of a document is its place: that is where an editor jumps to.
+    for blank, block in groupby(_lines(path), lambda numbered: not numbered[1].strip()):
+        if not blank:
+            numbers, lines = zip(*block, strict=True)
+            yield Located({"text": "".join(lines).rstrip("\r\n")}, f"{path}, line {numbers[0]}")
 
 
-_READERS = {
-    "jsonl": _json_lines,
-    "jsonl.gz": _json_lines,
-    "jsonl.zst": _json_lines,
-    "json": _json_list,
-    "parquet": _parquet,
-    "txt": _text,
-    "txt.gz": _text,
-    "txt.zst": _text,
-}
+_READERS = {"jsonl": _json_lines, "json": _json_list, "parquet": _parquet, "txt": _text}

@@ -1,13 +1,13 @@
-"""Rows and files from the Hugging Face hub: ``load_split``, ``stream_split``, ``download``.
+"""Rows and files from the Hugging Face hub: ``load_split``, ``stream_file``, ``download``.
 
-The invariant: rows are those of the revision that was asked for, in the order of its files, or there is an error.
-``datasets`` alone does not promise it: where it cannot reach the hub it takes the newest revision in its cache instead
-(huggingface/datasets issue 7928). Code from a repository never runs; HF_HOME, HF_ENDPOINT, HF_TOKEN work as ever.
+Invariant: rows are those of the revision that was asked for, in the order of its files, or there is an error.
+Code from a repository never runs; HF_HOME, HF_ENDPOINT and HF_TOKEN work as usual.
 """
 
 from __future__ import annotations
 
 import glob
+import json
 import os
 import re
 import time
@@ -25,8 +25,7 @@ T = TypeVar("T")
 
 # Seven seconds in all: a restart of a proxy passes in that time, and a user without a network waits no longer.
 RETRY_SECONDS: tuple[float, ...] = (1.0, 2.0, 4.0)
-# For one request; a stalled connection otherwise hangs for the system's minutes.
-_TIMEOUT_SECONDS = 10.0
+_TIMEOUT_SECONDS = 10.0  # for one request; a stalled connection otherwise hangs for the system's minutes
 # Asked again: timeouts, too many requests, and the failures of a server or of a proxy before it.
 _PASSING_STATUSES = (408, 429, 500, 502, 503, 504)
 # By name: the http library beneath changed twice (requests, httpx, httpx2), the names of its errors hardly did.
@@ -38,7 +37,6 @@ def load_split(hub_id: str, subset: str | None, revision: str, split: str) -> It
 
     Raises BadInput where the hub, the dataset, its revision, subset or split cannot be had.
     """
-    _quiet()
     repo = _dataset(hub_id, revision)
 
     def prepared() -> DatasetBuilder:
@@ -47,7 +45,7 @@ def load_split(hub_id: str, subset: str | None, revision: str, split: str) -> It
         return builder
 
     # What was prepared before is opened without asking the hub: a sweep of hundreds of cells must not depend on it.
-    builder = _cached(repo, subset) or repo.fetch(["README.md"], prepared)
+    builder = _cached(repo, subset) or repo.fetch(prepared)
     repo.require_split(split, builder.info.splits or {})
     try:
         return iter(builder.as_dataset(split))
@@ -55,67 +53,43 @@ def load_split(hub_id: str, subset: str | None, revision: str, split: str) -> It
         raise BadInput(f"{repo.explain(error)} (Delete {builder.cache_dir} to download it again.)") from error
 
 
-def stream_split(hub_id: str, subset: str | None, revision: str, split: str) -> Iterator[dict[str, Any]]:
-    """Rows of a dataset's split, in order, fetched while they are read; none is stored.
+def split_files(hub_id: str, subset: str | None, revision: str, split: str) -> list[str]:
+    """The names of a split's files, in order; none is downloaded. Raises as ``stream_file``."""
+    return _stream(hub_id, subset, revision, split)[2]
+
+
+def stream_file(hub_id: str, subset: str | None, revision: str, split: str, number: int) -> Iterator[dict[str, Any]]:
+    """Rows of one of a split's files, in order, fetched while they are read; none is stored.
 
     The library's JSON reader rewrites a field that holds nothing but dates (C4's timestamp); other text stays as it is.
 
     Raises BadInput where the hub, the dataset, its revision, subset or split cannot be had, at once or while reading.
     """
-    return _stream(hub_id, subset, revision, split).rows()
-
-
-def split_files(hub_id: str, subset: str | None, revision: str, split: str) -> list[str]:
-    """The names of a split's files, in order; none is downloaded. Raises as ``stream_split``."""
-    return _known_stream(hub_id, subset, revision, split).names
-
-
-def stream_file(hub_id: str, subset: str | None, revision: str, split: str, number: int) -> Iterator[dict[str, Any]]:
-    """``stream_split`` of one of its files alone."""
-    return _known_stream(hub_id, subset, revision, split).rows(number)
-
-
-class _Stream(NamedTuple):
-    """A split that is fetched while it is read. names: of its files."""
-
-    repo: _Repo
-    dataset: IterableDataset
-    names: list[str]
-
-    def rows(self, file: int | None = None) -> Iterator[dict[str, Any]]:
-        """Its rows, or those of one of its files."""
-        taken = 0
-        # A file of a split is a shard of the library, in the same order (checked against the number of names below).
-        reader = iter(self.dataset if file is None else self.dataset.shard(len(self.names), file))
-        while True:
-            try:
-                row = next(reader)
-            except StopIteration:
-                return
-            except Exception as error:
-                where = "" if file is None else f" of {self.names[file]}"
-                raise BadInput(f"{self.repo.explain(error)} (After {taken} rows{where}.)") from error
+    repo, dataset, names = _stream(hub_id, subset, revision, split)
+    taken = 0
+    try:
+        # A file of a split is a shard of the library, in the same order (``_stream`` compares their numbers).
+        for row in dataset.shard(len(names), number):
             taken += 1
             yield row
+    except Exception as error:
+        raise BadInput(f"{repo.explain(error)} (After {taken} rows of {names[number]}.)") from error
 
 
-def _stream(hub_id: str, subset: str | None, revision: str, split: str) -> _Stream:
-    _quiet()
+@lru_cache(maxsize=4)  # a worker that reads one file after the other lists them once
+def _stream(hub_id: str, subset: str | None, revision: str, split: str) -> tuple[_Repo, IterableDataset, list[str]]:
     repo = _dataset(hub_id, revision)
 
     def opened() -> tuple[DatasetBuilder, dict[str, IterableDataset]]:
         builder = _builder(repo, subset)
         return builder, builder.as_streaming_dataset()
 
-    builder, splits = repo.fetch(["README.md"], opened)
+    builder, splits = repo.fetch(opened)
     repo.require_split(split, splits)
     # The library does not promise one shard a file; where the numbers differ the names mean nothing.
     files = [str(url).rpartition("/")[2] for url in (builder.config.data_files or {}).get(split, [])]
     parts = splits[split].num_shards
-    return _Stream(repo, splits[split], files if len(files) == parts else [f"part {number}" for number in range(parts)])
-
-
-_known_stream = lru_cache(maxsize=4)(_stream)  # a worker that reads one file after the other lists them once
+    return repo, splits[split], files if len(files) == parts else [f"part {number}" for number in range(parts)]
 
 
 def download(hub_id: str, revision: str, *names: str) -> list[Path]:
@@ -127,12 +101,12 @@ def download(hub_id: str, revision: str, *names: str) -> list[Path]:
 
     _quiet()
     instead = f"tokenizer.path=DIR for a local folder with {', '.join(names)}, or tokenizer=bpe"
-    repo = _Repo("model", hub_id, revision, instead)
     # A look at the disk, no request: nodes of a cluster often have no network.
     cached = [try_to_load_from_cache(hub_id, name, revision=revision) for name in names]
     paths = [path for path in cached if isinstance(path, str)]
     if len(paths) < len(names):
-        paths = repo.fetch(names, lambda: [hf_hub_download(hub_id, name, revision=revision) for name in names])
+        repo = _Repo("model", hub_id, revision, instead)
+        paths = repo.fetch(lambda: [hf_hub_download(hub_id, name, revision=revision) for name in names])
     return [Path(path) for path in paths]
 
 
@@ -148,14 +122,10 @@ class _Repo(NamedTuple):
     instead: str
     choice: str = ""
 
-    def fetch(self, probes: Iterable[str], action: Callable[[], T]) -> T:
-        """``action()``, which reads the hub: repeated where a failure may pass, explained where it will not.
-
-        probes: files to ask for first, with one plain request each. Without a network ``datasets`` tries for 23 seconds
-        and then drops the cause; what comes after a good answer can be left to the libraries' own retries.
-        """
+    def fetch(self, action: Callable[[], T]) -> T:
+        """``action()``, which reads the hub: repeated where a failure may pass, explained where it will not."""
         import datasets
-        from huggingface_hub import constants
+        from huggingface_hub import HfApi, constants
 
         if datasets.config.HF_HUB_OFFLINE or constants.HF_HUB_OFFLINE:
             raise BadInput(
@@ -164,8 +134,12 @@ class _Repo(NamedTuple):
             )
         for wait in (*RETRY_SECONDS, None):
             try:
-                for name in probes:
-                    self._probe(name)
+                # One plain request first: without a network ``datasets`` tries for 23 s and then drops the cause.
+                # What comes after a good answer is left to the libraries' own retries.
+                try:
+                    HfApi().repo_info(self.id, revision=self.revision, repo_type=self.kind, timeout=_TIMEOUT_SECONDS)
+                except json.JSONDecodeError:  # a login page of a hotel or a proxy answers 200, too
+                    raise ConnectionError("what answers there is not the hub: a proxy, or a login page") from None
                 return action()
             except BadInput:
                 raise
@@ -174,21 +148,6 @@ class _Repo(NamedTuple):
                     raise BadInput(self.explain(error)) from error
             time.sleep(wait)
         raise AssertionError("the last attempt returns or raises")
-
-    def _probe(self, name: str) -> None:
-        from huggingface_hub import get_hf_file_metadata, hf_hub_url
-        from huggingface_hub.errors import EntryNotFoundError
-
-        url = hf_hub_url(self.id, name, repo_type=self.kind, revision=self.revision)
-        try:
-            commit = get_hf_file_metadata(url, timeout=_TIMEOUT_SECONDS).commit_hash
-        except EntryNotFoundError:
-            if self.kind == "model":  # a dataset need not have a README
-                raise
-        else:
-            # Every answer of the hub names its commit: a login page of a hotel or a proxy answers 200 without one.
-            if commit is None:
-                raise ConnectionError("what answers there is not the hub: a proxy, or a login page")
 
     def explain(self, error: BaseException) -> str:
         """What went wrong and what to type, in one to three lines."""
@@ -224,6 +183,7 @@ def _dataset(hub_id: str, revision: str) -> _Repo:
     # Private, but the one rule for ids that the hub itself enforces.
     from huggingface_hub.utils._validators import validate_repo_id
 
+    _quiet()
     layout = f"{hub_id.rpartition('/')[2]}/train.jsonl.gz"
     instead = f"data=files data.root=DIR for local files (layout {layout}), or data=embedded for generated text"
     choice = "; for a corpus, corpus.hub_id, corpus.subset and corpus.revision choose another"
@@ -281,11 +241,11 @@ def _default_subset(repo: _Repo) -> str:
     readme = try_to_load_from_cache(repo.id, "README.md", repo_type="dataset", revision=repo.revision)
     card = DatasetCard.load(readme).data.to_dict() if isinstance(readme, str) else {}
     for listed in (card.get("configs") or [], card.get("dataset_info") or []):
-        entries = listed if isinstance(listed, list) else [listed]
-        names = [str(entry.get("config_name", "default")) for entry in entries]
-        marked = [name for name, entry in zip(names, entries, strict=True) if entry.get("default") or name == "default"]
-        if marked or len(names) == 1:
-            return (marked or names)[0]
+        listed = listed if isinstance(listed, list) else [listed]
+        entries = {str(entry.get("config_name", "default")): entry for entry in listed}
+        for name, entry in entries.items():
+            if len(entries) == 1 or name == "default" or entry.get("default"):
+                return name
     return "default"
 
 
@@ -308,20 +268,22 @@ def _quiet() -> None:
 class _Failure:
     """What an error of the libraries says, with all of its causes.
 
-    may_pass: another attempt may fare better, because the hub was not reached or is overloaded. reason: a few words,
-    the hub's status or the first line of the innermost cause.
+    may_pass: another attempt may succeed, because the hub was not reached or is overloaded. reason: the hub's status,
+    or the first line of the innermost cause.
     """
 
     def __init__(self, error: BaseException) -> None:
-        # The libraries wrap errors several times over, and what a user can act on is mostly the innermost.
+        # The libraries wrap errors several times, and what a user can act on is mostly the innermost.
         links = [error]
         while cause := links[-1].__cause__ or (None if links[-1].__suppress_context__ else links[-1].__context__):
             links.append(cause)
-        statuses = [getattr(getattr(link, "response", None), "status_code", None) for link in links]
-        status = next((status for status in statuses if status is not None), None)
+        responses = [response for link in links if (response := getattr(link, "response", None)) is not None]
         self.names = {kind.__name__ for link in links for kind in type(link).__mro__}
         self.text = " ".join(map(str, links))
-        unreached = bool(self.names & _PASSING_ERRORS) or "LocalEntryNotFoundError" in self.text
-        self.may_pass = unreached if status is None else status in _PASSING_STATUSES
-        first_line = (str(links[-1]).strip() or type(links[-1]).__name__).splitlines()[0]
-        self.reason = re.sub(r"^\[Errno -?\d+\] ", "", first_line) if status is None else f"HTTP {status}"
+        if responses:
+            status = responses[0].status_code
+            self.may_pass, self.reason = status in _PASSING_STATUSES, f"HTTP {status}"
+        else:
+            self.may_pass = bool(self.names & _PASSING_ERRORS) or "LocalEntryNotFoundError" in self.text
+            first_line = (str(links[-1]).strip() or type(links[-1]).__name__).splitlines()[0]
+            self.reason = re.sub(r"^\[Errno -?\d+\] ", "", first_line)

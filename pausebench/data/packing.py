@@ -39,6 +39,7 @@ def pack(rows: Rows, pad_id: int) -> PackedExamples:
     """
     lengths: list[int] = rows.lengths.tolist()
     places = partition(lengths)
+    # The fullest row decides, so that no example is split over two rows.
     width = max(sum(lengths[number] for number in row) for row in places)
     start = torch.zeros(len(lengths), dtype=torch.int64)
     for index, row in enumerate(places):

@@ -12,10 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator
-from contextlib import suppress
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -29,14 +27,13 @@ from pausebench.counter_rng import permuted
 from pausebench.data.tokenizer import Tokenizer
 from pausebench.errors import BadInput, RunFailed
 from pausebench.runs import lineage
-from pausebench.runs.folder import RunFolder, temporary_path, write_whole
+from pausebench.runs.folder import RunFolder, write_whole
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 INDEX = "index.json"
 LAYOUT = 2  # of the files above; part of the folder's name, so that files of another layout are never read
-READ_BYTES = 2**24
 ENCODED_TOGETHER = 128  # documents: enough to keep the tokenizer's threads busy
 
 
@@ -85,91 +82,61 @@ class PreparedText:
     def __init__(self, folder: Path, fingerprint: str, remedy: str) -> None:
         self.folder, self.fingerprint = folder, fingerprint
         index = (folder / INDEX).read_bytes() if (folder / INDEX).is_file() else b""
+        # One digest over all: the index has every shard's checksum, so a shard cannot be swapped unnoticed.
         if index_fingerprint(index) != fingerprint:
             raise BadInput(
                 f"{folder / INDEX} is not what was prepared (its fingerprint is {index_fingerprint(index)}, not "
                 f"{fingerprint}). Delete it and type\n  {remedy}\nwhich writes it again."
             )
         about: dict[str, Any] = json.loads(index)
-        self._streams = {}
-        for split, records in about["splits"].items():
-            shards = [Shard(**record) for record in records]
-            for shard in shards:
-                if (wrong := damaged(folder, shard, about["dtype"])) is not None:
-                    raise BadInput(f"{wrong}. Delete {folder / shard.file} and type\n  {remedy}\nwhich makes it again.")
-            self._streams[split] = TokenStream(folder, shards, about["dtype"], remedy)
+        self._dtype, self._remedy = about["dtype"], remedy
+        self._splits = {split: [Shard(**record) for record in records] for split, records in about["splits"].items()}
+        # Sizes now, checksums when a shard is first read: a missing file should not end a run in its third hour.
+        for shard in chain.from_iterable(self._splits.values()):
+            if (wrong := damaged(folder, shard, self._dtype)) is not None:
+                raise BadInput(f"{wrong}. Delete {folder / shard.file} and type\n  {remedy}\nwhich makes it again.")
 
     def rows(self, split: str, seed: int, length: int) -> PreparedRows:
         """Rows of ``length`` tokens of a split. Raises ``BadInput`` where it has no full one."""
-        if split not in self._streams:
-            raise BadInput(f"{self.folder} has no split {split}; it has {', '.join(self._streams)}.")
-        stream = self._streams[split]
-        if stream.tokens < length:
+        if split not in self._splits:
+            raise BadInput(f"{self.folder} has no split {split}; it has {', '.join(self._splits)}.")
+        shards = self._splits[split]
+        if (tokens := Part(shards).tokens) < length:
             raise BadInput(
-                f"the split {split} of {self.folder} has {stream.tokens:,} tokens, less than one row of {length:,}. "
+                f"the split {split} of {self.folder} has {tokens:,} tokens, less than one row of {length:,}. "
                 "Prepare more text, or take a shorter sequence_length."
             )
-        return PreparedRows(stream, seed, length)
+        return PreparedRows(self, shards, seed, length)
 
-
-class TokenStream:
-    """All tokens of a split, shard after shard."""
-
-    def __init__(self, folder: Path, shards: list[Shard], dtype: str, remedy: str) -> None:
-        self._folder, self._shards, self._dtype, self._remedy = folder, shards, dtype, remedy
-        self._ends = np.cumsum([shard.tokens for shard in shards], dtype=np.int64)
-        self._opened: dict[int, NDArray[Any]] = {}
-        self.tokens = int(self._ends[-1]) if shards else 0
-
-    def read(self, starts: NDArray[np.int64], length: int) -> NDArray[np.int64]:
-        """int64 [R, length]: ``length`` tokens from each of R places on. Raises ``RunFailed`` for an altered shard."""
-        rows = np.empty((len(starts), length), dtype=np.int64)
-        # The shard of each first token, by bisection: 3,000 shards cost 12 comparisons.
-        holding = np.searchsorted(self._ends, starts, side="right")
-        for row, start, number in zip(rows, starts.tolist(), holding.tolist(), strict=True):
-            filled = 0
-            while filled < length:  # a row may cross from one shard into the next
-                if number not in self._opened:
-                    self._opened[number] = self._open(self._shards[number])
-                offset = start + filled - (int(self._ends[number]) - self._shards[number].tokens)
-                found = self._opened[number][offset : offset + length - filled]
-                row[filled : filled + len(found)] = found
-                filled += len(found)
-                number += 1
-        return rows
-
-    def _open(self, shard: Shard) -> NDArray[Any]:
-        """A shard's tokens, after the whole file was compared with its checksum.
+    def open(self, shard: Shard) -> NDArray[Any]:
+        """A shard's tokens, after the whole file was compared with its checksum. Raises ``RunFailed`` where it differs.
 
         Rows are drawn from everywhere, so the first steps of a run read every shard once: minutes for the 400 GB of
         the paper's pretraining on a disk of 2 GB/s, and nothing after that.
         """
-        path = self._folder / shard.file
-        wrong = damaged(self._folder, shard, self._dtype)
-        if wrong is None:
-            digest = xxhash.xxh3_128()
-            with path.open("rb") as file:
-                while part := file.read(READ_BYTES):
-                    digest.update(part)
-            wrong = None if digest.hexdigest() == shard.checksum else "its bytes were altered"
-        if wrong is not None:
-            raise RunFailed(
-                f"{path} is not what was prepared: {wrong}. Nothing of it was trained on. Delete it and type\n"
-                f"  {self._remedy}\nwhich makes it again; then type this command again."
-            )
-        # Mapped, not read: the kernel keeps what memory allows, and processes of one machine share it.
-        return np.memmap(path, self._dtype, "r")
+        if (wrong := damaged(self.folder, shard, self._dtype)) is None:
+            # Mapped, not read: the kernel keeps what memory allows, and processes of one machine share it.
+            tokens = np.memmap(self.folder / shard.file, self._dtype, "r")
+            if xxhash.xxh3_128_hexdigest(tokens.data) == shard.checksum:
+                return tokens
+            wrong = "its bytes were altered"
+        raise RunFailed(
+            f"{self.folder / shard.file} is not what was prepared: {wrong}. Nothing of it was trained on. "
+            f"Delete it and type\n  {self._remedy}\nwhich makes it again; then type this command again."
+        )
 
 
 class PreparedRows:
-    """The blocks of ``length`` tokens of a stream: pass after pass, each in an order drawn from (seed, pass).
+    """The blocks of ``length`` tokens of a split: pass after pass, each in an order drawn from (seed, pass).
 
     Any row is found at once, and only the rows asked for are read. The tokens behind the last full block are left out.
     """
 
-    def __init__(self, stream: TokenStream, seed: int, length: int) -> None:
-        self._stream, self._seed, self._length = stream, seed, length
-        self.blocks = stream.tokens // length
+    def __init__(self, text: PreparedText, shards: list[Shard], seed: int, length: int) -> None:
+        self._text, self._shards, self._seed, self._length = text, shards, seed, length
+        self._ends = np.cumsum([shard.tokens for shard in shards], dtype=np.int64)
+        self._opened: dict[int, NDArray[Any]] = {}
+        self.blocks = int(self._ends[-1]) // length
 
     def rows(self, start: int, count: int) -> Tensor:
         """int64 [count, length]: rows ``start`` onwards."""
@@ -177,15 +144,32 @@ class PreparedRows:
 
         numbers = torch.arange(start, start + count)
         blocks = permuted(self._seed, "block order", numbers // self.blocks, numbers % self.blocks, self.blocks)
-        return torch.from_numpy(self._stream.read((blocks * self._length).numpy(), self._length))
+        firsts = (blocks * self._length).numpy()
+        # The shard of each first token, by bisection: 3,000 shards cost 12 comparisons.
+        holding = np.searchsorted(self._ends, firsts, side="right").tolist()
+        rows = np.empty((count, self._length), dtype=np.int64)
+        for row, first, number in zip(rows, firsts.tolist(), holding, strict=True):
+            self._fill(row, first, number)
+        return torch.from_numpy(rows)
+
+    def _fill(self, block: NDArray[np.int64], first: int, number: int) -> None:
+        """Read the block that begins with token ``first`` of the split, which shard ``number`` holds."""
+        filled = 0
+        while filled < self._length:  # a block may cross from one shard into the next
+            if number not in self._opened:
+                self._opened[number] = self._text.open(self._shards[number])
+            offset = first + filled - (int(self._ends[number]) - self._shards[number].tokens)
+            found = self._opened[number][offset : offset + self._length - filled]
+            block[filled : filled + len(found)] = found
+            filled += len(found)
+            number += 1
 
 
 def folder_of(source: TextSource, runs: str, tokenizer: Tokenizer) -> RunFolder:
     """runs/prepare/CORPUS-TOKENIZER-HASH: the same for every command with this corpus, source and tokenizer."""
-    # Not the options that say how a training reads the text: they share one folder.
-    corpus = identity_fields(source.corpus)
-    for name in ("prepared", "document_mask"):  # how a training reads it
-        corpus.pop(name, None)
+    # Without the options that say how a training reads the text: those trainings share one folder.
+    fields = identity_fields(source.corpus)
+    corpus = {name: value for name, value in fields.items() if name not in ("prepared", "document_mask")}
     identity = {"corpus": corpus, "source": source.data.source.value, "tokenizer": tokenizer.fingerprint}
     slug = f"{source.corpus.name}-{source.tokenizer.kind.value}"
     return RunFolder.of(runs, "prepare", slug, identity | {"layout": LAYOUT})
@@ -194,15 +178,10 @@ def folder_of(source: TextSource, runs: str, tokenizer: Tokenizer) -> RunFolder:
 def find(source: TextSource, runs: str, tokenizer: Tokenizer) -> PreparedText:
     """The prepared text of a source. Raises ``BadInput`` where it is absent, unfinished or damaged."""
     folder = folder_of(source, runs, tokenizer)
-    words = [
-        *lineage.source_overrides(source.data),
-        *lineage.corpus_overrides(source.corpus),
-        *lineage.tokenizer_overrides(source.tokenizer),
-        *lineage.runs_override(runs),
-    ]
+    words = lineage.source_overrides(source.data) + lineage.corpus_overrides(source.corpus)
+    words += lineage.tokenizer_overrides(source.tokenizer) + lineage.runs_override(runs)
     command = " ".join(["pausebench prepare", *words])
-    result = folder.result
-    if result is None:
+    if (result := folder.result) is None:
         state = "is not finished" if folder.path.exists() else "does not exist"
         raise BadInput(
             f"corpus.prepared=true: {folder.path} {state}. Make it with\n  {command}\n"
@@ -235,6 +214,7 @@ def read_part(folder: Path, split: str, number: int, dtype: str) -> Part:
     try:
         content = json.loads(part_path(folder, split, number).read_text())
         shards, done = [Shard(**record) for record in content["shards"]], bool(content["done"])
+    # A record that cannot be read only costs time: its shards are written again.
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return Part([])
     # What follows a missing shard is written again, too: where its documents began is then certain.
@@ -264,65 +244,30 @@ def write_part(
     part = read_part(folder, split, number, dtype)
     if part.done:
         return
+    # In memory until it is whole: 128 MiB a worker with the usual ``shard_tokens``, and no half shard on the disk.
+    held, held_documents = bytearray(), 0
+    size = np.dtype(dtype).itemsize
 
-    def begun() -> _OpenShard:
-        return _OpenShard(folder, f"{split}/{number:05d}-{len(part.shards):05d}.bin", part.documents)
-
-    def record(done: bool) -> None:
+    def close(done: bool) -> None:
+        if held:
+            name = f"{split}/{number:05d}-{len(part.shards):05d}.bin"
+            write_whole(folder / name, held)
+            checksum = xxhash.xxh3_128_hexdigest(held)
+            part.shards.append(Shard(name, part.documents, held_documents, len(held) // size, checksum))
+        # After its shards, each on the disk by now: the record must never name bytes that a power cut can still lose.
         content = {"done": done, "shards": [shard._asdict() for shard in part.shards]}
         write_whole(part_path(folder, split, number), (json.dumps(content, indent=1) + "\n").encode())
 
     (folder / split).mkdir(parents=True, exist_ok=True)
-    shard, rest = begun(), islice(documents, part.documents, None)
-    try:
-        # Documents that are recorded are read again and skipped: a compressed file has no place to jump to.
-        while texts := list(islice(rest, encoded_together)):
-            for ids in tokenizer.encode_lists(texts):
-                tokens = np.array(ids + end, dtype)
-                if shard.documents and shard.tokens + len(tokens) > shard_tokens:
-                    part.shards.append(shard.close())
-                    record(done=False)
-                    shard = begun()
-                shard.add(tokens)
-            advance(part.documents + shard.documents, part.tokens + shard.tokens)
-        if shard.tokens:
-            part.shards.append(shard.close())
-        record(done=True)
-    finally:
-        shard.discard()
-
-
-class _OpenShard:
-    """A shard that is being written under another name; the file is made with its first token."""
-
-    def __init__(self, folder: Path, name: str, first_document: int) -> None:
-        self.name, self.path, self.first_document = name, folder / name, first_document
-        self.documents = self.tokens = 0
-        self._file: Any = None
-        self._digest = xxhash.xxh3_128()
-
-    def add(self, tokens: NDArray[Any]) -> None:
-        """One document."""
-        if self._file is None:
-            self._file = temporary_path(self.path).open("wb")
-        content = tokens.tobytes()
-        self._file.write(content)
-        self._digest.update(content)
-        self.documents += 1
-        self.tokens += len(tokens)
-
-    def close(self) -> Shard:
-        """Give the shard its name; what is returned may then be recorded."""
-        self._file.flush()
-        os.fsync(self._file.fileno())  # the record must never name bytes that a power cut can still lose
-        self._file.close()
-        os.replace(temporary_path(self.path), self.path)
-        return Shard(self.name, self.first_document, self.documents, self.tokens, self._digest.hexdigest())
-
-    def discard(self) -> None:
-        """Remove what has no name yet."""
-        if self._file is not None:
-            with suppress(OSError):
-                self._file.close()
-            with suppress(OSError):
-                temporary_path(self.path).unlink(missing_ok=True)
+    # Documents that are recorded are read again and skipped: a compressed file has no place to jump to.
+    rest = islice(documents, part.documents, None)
+    while texts := list(islice(rest, encoded_together)):
+        for ids in tokenizer.encode_lists(texts):
+            content = np.array(ids + end, dtype).tobytes()
+            if held and len(held) + len(content) > shard_tokens * size:
+                close(done=False)
+                held, held_documents = bytearray(), 0
+            held += content
+            held_documents += 1
+        advance(part.documents + held_documents, part.tokens + len(held) // size)
+    close(done=True)

@@ -30,7 +30,7 @@ from pausebench.worlds.counting import TEST_SEED, VALIDATION_SEED, build_world, 
 from pausebench.worlds.english import EnglishWorld
 
 VALIDATION_SHARE = 20  # one training row in 20 is held out for the validation loss
-VALIDATION_MOST = 512
+VALIDATION_MOST = 512  # rows; of GSM8K's 7,473 one in 20 is fewer, of SQuAD's 87,599 it would be 4,379
 CARVE_SEED = 2**31 + 3  # above every seed a user may give, and not the worlds' or the validation's
 SKIPPED_SHOWN = 20  # rows left out that a result names
 
@@ -42,6 +42,7 @@ class GeneratedRows:
         self.task = task
         self.world = build_world(config)
         self.skipped: list[str] = []
+        # Of a fixed row, so that the hash differs between prompts and not between seeds.
         self.prompt_hash = task.prompt_hash(self.world.task_rows(0, 0, 1)[0])
 
     def fingerprint(self, seed: int) -> str:
@@ -57,7 +58,7 @@ class GeneratedRows:
         return self.training(TEST_SEED, 0, 1)
 
     def about(self) -> dict[str, Any]:
-        return {}
+        return {}  # nothing was left out, and nothing repeats
 
     def test(self) -> list[Example]:
         return self.training(TEST_SEED, 0, self.task.generated_rows)
@@ -90,13 +91,15 @@ class DatasetRows:
         if train is None:
             assert train_fraction is not None
             training, testing = _carved(testing, train_fraction, task.dataset)
-        self._examples, self._test = list(chain.from_iterable(training)), list(chain.from_iterable(testing))
+        # Every example of the training split in its order; those held out are among them.
+        self.training_side = list(chain.from_iterable(training))
+        self._test = list(chain.from_iterable(testing))
         self._digest = hashlib.sha256()
         # Over the examples, not the rows: what a task does not read may differ between hub and files.
-        for split, examples in (("train", self._examples), ("test", self._test)):
+        for split, examples in (("train", self.training_side), ("test", self._test)):
             for example in examples:
                 self._digest.update(json.dumps([split, *example]).encode())
-        size, name = len(self._examples), task.dataset.name
+        size, name = len(self.training_side), task.dataset.name
         # Fewer would hold out no row at all, and a validation loss of nothing is no number.
         if size < VALIDATION_SHARE:
             raise BadInput(
@@ -106,7 +109,7 @@ class DatasetRows:
         if not self._test:
             raise BadInput(f"{name}/{task.dataset.test} has no rows; at least one is needed to test.")
         # Turns of one conversation share their text: apart, validation would be on text that was trained on.
-        groups = [example.group or number for number, example in enumerate(self._examples)]
+        groups = [example.group or number for number, example in enumerate(self.training_side)]
         held_out = min(VALIDATION_MOST, size // VALIDATION_SHARE)
         self.validation, self._training = _parted(groups, held_out, VALIDATION_SEED)
         if not self._training:
@@ -119,7 +122,6 @@ class DatasetRows:
         for located in rows:
             try:
                 unfolded = _unfolded(self.task, located)
-                examples = [example for _, example in unfolded]
             except BadInput as error:
                 if self.on_bad_row is OnBadRow.error:
                     raise BadInput(f"{error} (data.on_bad_row=skip leaves such rows out and counts them.)") from None
@@ -127,10 +129,9 @@ class DatasetRows:
                 continue
             if not published:
                 self.prompt_hash = self.task.prompt_hash(unfolded[0][0])
+            examples = [example for _, example in unfolded]
             # A repeated row is counted and kept: published splits have some, and published scores include them.
-            marks: set[Any] = {tuple(examples)}
-            if "id" in located.row:
-                marks.add(str(located.row["id"]))
+            marks: set[Any] = {tuple(examples), *([str(located.row["id"])] if "id" in located.row else [])}
             self._repeated += not marks.isdisjoint(seen)
             seen |= marks
             published.append(examples)
@@ -161,7 +162,7 @@ class DatasetRows:
         """All training-side rows, held-out ones among them, by their number in the split; kept for one tokenizer."""
         # Every cell of a sweep over K and seeds reads the same ids, so a process tokenises once.
         if self._encoded is None or self._encoded[0] != tokenizer.fingerprint:
-            self._encoded = tokenizer.fingerprint, encode(self._examples, self.task, tokenizer)
+            self._encoded = tokenizer.fingerprint, encode(self.training_side, self.task, tokenizer)
         return self._encoded[1]
 
     def training(self, seed: int, start: int, count: int) -> list[int]:
@@ -175,13 +176,9 @@ class DatasetRows:
         """Tokens of the longest training-side target, its end token included."""
         return max(len(example.target) for example in self.encoded(tokenizer))
 
-    @property
-    def training_side(self) -> list[Example]:
-        """Every example of the training split, in its order; those held out are among them."""
-        return self._examples
-
     def sample(self) -> list[Example]:
         """A few rows that show how long rows are."""
+        # Of the test: that a test row does not fit is what has to be known before the training.
         return self._test[:64]
 
     def test(self) -> list[Example]:
@@ -199,8 +196,7 @@ def _parted(groups: Sequence[Hashable], count: int, seed: int) -> tuple[list[int
         if len(drawn) >= count:
             break
         drawn += in_order[place]
-    taken = set(drawn)
-    return drawn, [number for number in range(len(groups)) if number not in taken]
+    return drawn, sorted(set(range(len(groups))).difference(drawn))
 
 
 def _carved(
@@ -209,6 +205,7 @@ def _carved(
     """Published test rows as (training rows, test rows): rows with the same passage, or question, stay together."""
     # Two rows about one passage on both sides would let the test be looked up.
     texts = [examples[0].context or examples[0].question for examples in rows]
+    # A seed of its own for all runs: the test rows are the same whatever the seed of the training.
     drawn, others = _parted(texts, round(fraction * len(rows)), CARVE_SEED)
     if not drawn or not others:
         raise BadInput(
@@ -228,20 +225,21 @@ def _order(seed: int, epoch: int, size: int) -> list[int]:
 
 def open_task(task: TaskConfig, source: TextSource) -> GeneratedRows | DatasetRows:
     """The rows of a task; read once a process. Raises ``BadInput`` for rows that are missing or broken."""
-    world = source.world if source.embedded else None
-    root = source.data.root if source.data.source is Source.files else None
-    return _open_task(task.name, source.data.source, root, world, task.train_fraction, source.data.on_bad_row)
+    data, world = source.data, source.world if source.embedded else None
+    root = Path(data.root).expanduser() if data.root is not None and data.source is Source.files else None
+    return open_rows(task.name, data.source, root, world, task.train_fraction, data.on_bad_row)
 
 
 @lru_cache(maxsize=16)  # more than the paper's nine tasks: a sweep over them comes back to the first
-def _open_task(
+def open_rows(
     name: str,
     source: Source,
-    root: str | None,
-    world: WorldConfig | None,
+    root: Path | None = None,
+    world: WorldConfig | None = None,
     train_fraction: float | None = None,
     on_bad_row: OnBadRow = OnBadRow.error,
 ) -> GeneratedRows | DatasetRows:
+    """``open_task`` from what of its source determines the rows: the same rows for every tokenizer and corpus."""
     task = TASKS[name]
     if world is not None and world.kind not in task.worlds:
         fit = {"count": "count16, count20, count24", "relay": "relay", "english": "english"}
@@ -253,19 +251,19 @@ def _open_task(
         return GeneratedRows(task, world)
     if task.dataset is None:
         raise BadInput(f"task={name} has no rows in data={source.value}; its rows are generated: type data=embedded.")
-    read = partial(_read, task.dataset, source=source, root=root, world=world)
+    read = partial(_read, task.dataset, root=root, world=world)
     train, test = _train_split(task.dataset, root, train_fraction), read(task.dataset.test)
     # The companion is optional: without it the rows have the answers of their own file alone.
     companion = task.dataset.companion
-    if companion is not None and root is not None and files.has_split(_folder(root), task.dataset.name, companion):
+    if companion is not None and root is not None and files.has_split(root, task.dataset.name, companion):
         test = _beside(test, read(companion))
     return DatasetRows(task, None if train is None else read(train), test, train_fraction, on_bad_row)
 
 
-def _train_split(dataset: Dataset, root: str | None, train_fraction: float | None) -> str | None:
+def _train_split(dataset: Dataset, root: Path | None, train_fraction: float | None) -> str | None:
     """The training split, where it is to be had. Raises ``BadInput`` unless there is that or ``train_fraction``."""
     split = dataset.train
-    there = split is not None and (root is None or files.has_split(_folder(root), dataset.name, split))
+    there = split is not None and (root is None or files.has_split(root, dataset.name, split))
     if there and train_fraction is not None:
         raise BadInput(
             f"task.train_fraction={train_fraction}: {dataset.name} has rows to train on in its split {split}. Leave "
@@ -276,29 +274,23 @@ def _train_split(dataset: Dataset, root: str | None, train_fraction: float | Non
         if split is None or root is None:
             raise BadInput(f"{dataset.name} has no training split. Type {carve}.")
         try:
-            files.split_files(_folder(root), dataset.name, split)
+            files.split_files(root, dataset.name, split)
         except BadInput as error:
-            if not files.has_split(_folder(root), dataset.name, dataset.test):
+            if not files.has_split(root, dataset.name, dataset.test):
                 raise
             raise BadInput(f"{error} Or type {carve}.") from None
     return split if there else None
 
 
-def _folder(root: str) -> Path:
-    return Path(root).expanduser()
-
-
-def _read(
-    dataset: Dataset, split: str, source: Source, root: str | None, world: WorldConfig | None
-) -> Iterator[files.Located]:
+def _read(dataset: Dataset, split: str, root: Path | None, world: WorldConfig | None) -> Iterator[files.Located]:
     if root is not None:
-        yield from files.read_split(_folder(root), dataset.name, split)
+        yield from files.read_split(root, dataset.name, split)
         return
-    if source is Source.hub:
+    rows: Iterable[Row]
+    if world is None:
         where, rows = dataset.hub_id, hub.load_split(dataset.hub_id, dataset.subset, dataset.revision, split)
     else:
-        assert world is not None
-        where, rows = world.name, iter(EnglishWorld(world).rows(dataset.name, split))
+        where, rows = world.name, EnglishWorld().rows(dataset.name, split)
     for number, row in enumerate(rows, start=1):
         yield files.Located(row, f"{where}, {dataset.name}/{split}, row {number}")
 

@@ -48,10 +48,6 @@ class Tokenizer(ABC):
         """Ids of one text, without special tokens."""
         return self.encode_lists([text])[0]
 
-    def encode_batch(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """(ids int64 [R, longest] padded with ``end_id``, lengths int64 [R]) of R texts."""
-        return pad(self.encode_lists(texts), self.end_id)
-
     def spelling(self, index: int) -> str:
         """How a single id is shown to people."""
         special = {self.end_id: self.END, self.pause_id: self.PAUSE}
@@ -125,32 +121,29 @@ class BpeTokenizer(Tokenizer):
         # A wrong pair of files does not fail, it encodes to other ids without a word: so every merge is checked here,
         # which takes a third of a second for GPT-2's 50,000.
         entries = len(vocab) - (vocab.get(self.GPT2_END) == len(vocab) - 1)
-        merges = _read_text(merges_file)
-        lines = [line for line in merges.splitlines() if line and not line.startswith("#version")]
-        for number, line in enumerate(lines):
+        lines = [line for line in _read_text(merges_file).splitlines() if line and not line.startswith("#version")]
+        if wrong := self._mismatch(vocab, entries, lines, vocab_file, merges_file):
+            raise BadInput(f"{wrong} Both files have to come from one tokenizer.")
+        self._tokenizer = _byte_level(vocab, [(left, right) for left, right in (line.split(" ") for line in lines)])
+        super().__init__(entries + 2, _digest("\n".join([*sorted(vocab, key=vocab.__getitem__)[:entries], *lines])))
+
+    def _mismatch(self, vocab: dict[str, int], entries: int, lines: list[str], in_vocab: Path, in_merges: Path) -> str:
+        """What shows that two files do not belong together; empty where nothing does."""
+        for number, line in enumerate(lines, start=1):
             parts = line.split(" ")
             unknown = [token for token in [*parts, "".join(parts)] if token not in vocab]
             if len(parts) != 2 or unknown:
-                raise BadInput(
-                    f"{merges_file}: merge {number + 1} ({line!r}) does not fit {vocab_file}, which has no entry "
-                    f"{unknown[0] if unknown else line!r}. Both files have to come from one tokenizer."
-                )
+                lacks = f"does not fit {in_vocab}, which has no entry {unknown[0] if unknown else line!r}."
+                return f"{in_merges}: merge {number} ({line!r}) {lacks}"
         # Each merge makes one entry, and the 256 bytes are there without a merge.
         if len(lines) != entries - 256:
-            raise BadInput(
-                f"{merges_file} has {len(lines)} merges, but {vocab_file} has {entries} entries, which takes "
-                f"{entries - 256}. Both files have to come from one tokenizer."
-            )
+            needed = f"{in_vocab} has {entries} entries, which takes {entries - 256}."
+            return f"{in_merges} has {len(lines)} merges, but {needed}"
         # An entry that nothing makes is never encoded to, but would count in the vocabulary and in the fingerprint.
         made = self.BYTES.union(line.replace(" ", "") for line in lines)
         stray = [token for token, index in vocab.items() if token not in made and index < entries]
-        if stray:
-            raise BadInput(
-                f"{vocab_file} has the entry {stray[0]!r}, which is no byte and which no merge of {merges_file} makes. "
-                "Both files have to come from one tokenizer."
-            )
-        self._tokenizer = _byte_level(vocab, [(left, right) for left, right in (line.split(" ") for line in lines)])
-        super().__init__(entries + 2, _digest("\n".join([*sorted(vocab, key=vocab.__getitem__)[:entries], *lines])))
+        lacks = f"which is no byte and which no merge of {in_merges} makes."
+        return f"{in_vocab} has the entry {stray[0]!r}, {lacks}" if stray else ""
 
     def encode_lists(self, texts: Sequence[str]) -> list[list[int]]:
         return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
@@ -195,12 +188,14 @@ def _byte_level(vocab: dict[str, int], merges: list[tuple[str, str]]) -> Any:
 
 
 def _read_vocab(path: Path) -> dict[str, int]:
+    fix = "a tokenizer's vocab.json maps every token to its id."
     try:
         vocab = json.loads(_read_text(path))
     except json.JSONDecodeError as error:
-        raise BadInput(f"{path} is not JSON ({error}); a tokenizer's vocab.json maps every token to its id.") from None
+        raise BadInput(f"{path} is not JSON ({error}); {fix}") from None
     if not isinstance(vocab, dict):
-        raise BadInput(f"{path} is a JSON {type(vocab).__name__}; a tokenizer's vocab.json maps every token to its id.")
+        raise BadInput(f"{path} is a JSON {type(vocab).__name__}; {fix}")
+    # Each once: an id that is missing would be a row of the embedding that nothing trains.
     if not all(type(index) is int for index in vocab.values()) or sorted(vocab.values()) != list(range(len(vocab))):
         raise BadInput(f"{path}: ids must be 0 to {len(vocab) - 1}, each once. Download the file again.")
     return vocab

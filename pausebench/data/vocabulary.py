@@ -21,6 +21,7 @@ from pausebench.data.tokenizer import BpeTokenizer, ByteTokenizer, Tokenizer, tr
 from pausebench.worlds.counting import build_world
 
 GPT2_HUB_ID = "openai-community/gpt2"
+# Pinned: a tokenizer that differs in one merge changes every score.
 GPT2_REVISION = "607a30d783dfa663caf39e06633721c8d4cfcd7e"
 GPT2_FOLDER = "gpt2-tokenizer"  # under data.root
 FILES = ("vocab.json", "merges.txt")
@@ -36,25 +37,24 @@ def open_tokenizer(source: TextSource, runs: str) -> Tokenizer:
         return build_world(source.world).tokenizer
     if kind is TokenizerKind.byte:
         return ByteTokenizer()
+    if kind is TokenizerKind.gpt2 and source.tokenizer.path is None and source.data.source is Source.hub:
+        return _bpe(*hub.download(GPT2_HUB_ID, GPT2_REVISION, *FILES))
     if kind is TokenizerKind.gpt2:
-        return _gpt2(source.tokenizer.path, source.data.root, source.data.source)
-    return _trained(source, runs)
+        given = source.tokenizer.path
+        folder = Path(given) if given is not None else Path(source.data.root or ".") / GPT2_FOLDER
+    else:
+        folder = _trained(source, runs)
+    return _bpe(*(folder.expanduser() / name for name in FILES))
 
 
-@lru_cache(maxsize=2)
-def _gpt2(path: str | None, root: str | None, source: Source) -> Tokenizer:
-    if path is None and source is Source.hub:
-        return BpeTokenizer(*hub.download(GPT2_HUB_ID, GPT2_REVISION, *FILES))
-    folder = Path(path) if path is not None else Path(root or ".") / GPT2_FOLDER
-    return BpeTokenizer(*(folder.expanduser() / name for name in FILES))
+@lru_cache(maxsize=4)
+def _bpe(vocab_file: Path, merges_file: Path) -> Tokenizer:
+    # A sweep opens the same few files for every cell; checking GPT-2's takes a third of a second.
+    return BpeTokenizer(vocab_file, merges_file)
 
 
-# A sweep opens the same few files for every cell; checking GPT-2's takes a third of a second.
-_BY_FOLDER = lru_cache(maxsize=4)(lambda folder: BpeTokenizer(*(folder / name for name in FILES)))
-
-
-def _trained(source: TextSource, runs: str) -> Tokenizer:
-    """Train on first use; the files stay in ``runs`` for the next command."""
+def _trained(source: TextSource, runs: str) -> Path:
+    """The folder of a tokenizer that is trained on first use; it stays in ``runs`` for the next command."""
     settings = source.tokenizer
     assert settings.vocab_size is not None  # resolved
     documents = corpus.open_corpus(source)
@@ -71,4 +71,4 @@ def _trained(source: TextSource, runs: str) -> Tokenizer:
         with suppress(OSError):  # another process was faster with the same files
             unfinished.rename(folder)
         shutil.rmtree(unfinished, ignore_errors=True)
-    return _BY_FOLDER(folder)
+    return folder

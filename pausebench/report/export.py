@@ -1,21 +1,21 @@
 """The report's files beside the page: Markdown, CSV and LaTeX tables, and every figure as SVG and PNG.
 
-Invariant: the same runs give the same bytes, each file is whole or absent, and no text from a run is read as markup, as
-a LaTeX command or as a spreadsheet's formula.
+Invariant: the same runs give the same bytes, each file is complete or absent, and no text from a run is interpreted as
+markup, as a LaTeX command or as a spreadsheet formula.
 """
 
 from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
 from pausebench.report.comparisons import Contrast
-from pausebench.report.figures import Drawing
+from pausebench.report.figures import Plot
 from pausebench.report.scores import NLL, ScoredStudy, Scores, Setting
 from pausebench.report.tables import Sheet
 from pausebench.runs.folder import disk_error, write_atomically
@@ -27,7 +27,8 @@ COMPARISON_COLUMNS = (
     "family", "panel", "task", "world", "treatment", "control", "n", "difference", "low", "high", "p", "p_holm",
     "effect_size", "smallest_detectable", "published_difference",
 )  # fmt: skip
-WIDE = 5  # so many columns do not fit a page's text width
+# From this many columns on, a table is wider than the text of a LaTeX article and is scaled down.
+WIDE = 5
 
 
 def write_exports(
@@ -35,33 +36,39 @@ def write_exports(
     scored: ScoredStudy,
     sheets: Sequence[Sheet],
     contrasts: Mapping[str, Sequence[Contrast]],
-    drawings: Sequence[Drawing],
+    plots: Sequence[Plot],
 ) -> None:
-    """Fill a study's folder and drop the figures of an earlier report that it no longer has.
+    """Write a study's files and delete the figures of an earlier report that it no longer has.
 
-    Raises RunFailed where the disk does not take a file.
+    Raises RunFailed when the disk does not take a file.
     """
-    pictures = folder / "figures"
-    try:
-        pictures.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise disk_error(pictures, error) from None
-    write_atomically(folder / "table.md", _bytes(as_markdown(scored.study.title, sheets)))
-    write_atomically(folder / "table.tex", _bytes(as_latex(scored.study.title, sheets)))
-    write_atomically(folder / "table.csv", _bytes(as_csv(scored)))
-    write_atomically(folder / "comparisons.csv", _bytes(comparisons_csv(contrasts)))
-    for drawing in drawings:
-        write_atomically(pictures / f"{drawing.name}.svg", _bytes(drawing.standalone))
-        write_atomically(pictures / f"{drawing.name}.png", drawing.png)
-    current = {f"{drawing.name}{ending}" for drawing in drawings for ending in (".svg", ".png")}
+    title, pictures = scored.study.title, folder / "figures"
+    tables = {"table.md": as_markdown(title, sheets), "table.tex": as_latex(title, sheets), "table.csv": as_csv(scored)}
+    write_files(folder, tables | {"comparisons.csv": comparisons_csv(contrasts)})
+    current: dict[str, str | bytes] = {f"{plot.name}.svg": plot.standalone for plot in plots}
+    current |= {f"{plot.name}.png": plot.png for plot in plots}
+    write_files(pictures, current)
     for path in pictures.iterdir():
+        # Only what a report writes is deleted: notes that a user left beside the figures stay.
         if path.suffix in (".svg", ".png") and path.name not in current:
             with suppress(OSError):
                 path.unlink()
 
 
+def write_files(folder: Path, contents: Mapping[str, str | bytes]) -> None:
+    """Write each {name: content} into a folder, which is made. Raises RunFailed when the disk does not take it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise disk_error(folder, error) from None
+    for name, content in contents.items():
+        # "replace", because JSON may hold a lone surrogate, which UTF-8 cannot encode.
+        write_atomically(folder / name, content if isinstance(content, bytes) else content.encode("utf-8", "replace"))
+
+
 def folder_names(studies: Sequence[Study]) -> list[str]:
     """A folder name for each study: its own, made safe and unique, never that of the page."""
+    # Compared in lower case: on macOS and Windows `Demo` and `demo` are one folder.
     taken, names = {"index.html"}, []
     for study in studies:
         safe = re.sub(r"[^A-Za-z0-9._-]+", "_", study.result).strip(".") or "study"
@@ -71,30 +78,34 @@ def folder_names(studies: Sequence[Study]) -> list[str]:
     return names
 
 
+def _rows(sheet: Sheet, escape: Callable[[str], str]) -> Iterator[list[str]]:
+    """The rows of a table, its head first; the title of a group is a row of one cell."""
+    yield [escape(sheet.corner), *map(escape, sheet.columns)]
+    for group in sheet.groups:
+        if group.title:
+            yield [escape(group.title)]
+        yield from ([escape(line.head), *map(escape, line.cells)] for line in group.lines)
+
+
 def as_markdown(title: str, sheets: Iterable[Sheet]) -> str:
-    """Every sheet as a table of GitHub's Markdown under a heading; groups are rows in bold."""
+    """Every table in GitHub's Markdown under a heading; groups are rows in bold."""
     blocks = [f"# {markdown(title)}"]
     for sheet in sheets:
-        width = len(sheet.columns) + 1
-        rows = [
-            _markdown_row([sheet.corner, *sheet.columns]),
-            f"|{'|'.join(['---', *('---:' for _ in sheet.columns)])}|",
-        ]
-        for group in sheet.groups:
-            if group.title:
-                rows.append(f"| **{markdown(group.title)}** |{' |' * (width - 1)}")
-            rows += [_markdown_row([line.head, *line.cells]) for line in group.lines]
-        blocks += [f"## {markdown(sheet.title)}", "\n".join(rows), *(markdown(note) for note in sheet.notes if note)]
+        width = len(sheet.columns)
+        # Markdown has no cell that spans columns: a group's title is in the first cell of an otherwise empty row.
+        head, *rows = (
+            f"| {' | '.join(cells)} |" if len(cells) > 1 else f"| **{cells[0]}** |{' |' * width}"
+            for cells in _rows(sheet, markdown)
+        )
+        table = "\n".join([head, f"|---|{'---:|' * width}", *rows])
+        blocks += [f"## {markdown(sheet.title)}", table, *(markdown(note) for note in sheet.notes if note)]
     return "\n\n".join(blocks) + "\n"
 
 
-def _markdown_row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(markdown(cell) for cell in cells)} |"
-
-
 def markdown(text: str) -> str:
-    """Text that Markdown shows as it is: one line, its marks escaped; numbers need none."""
+    """Text that Markdown shows as it is: one line, its special characters escaped."""
     flat = " ".join(text.split())
+    # An interval such as [0.432, 0.928] cannot be a link and stays readable in the source.
     return flat if re.fullmatch(r"[\[\]()+±0-9., -]*", flat) else re.sub(r"([\\`*_{}\[\]<>#|~$&])", r"\\\1", flat)
 
 
@@ -108,39 +119,29 @@ LATEX = {
 
 def latex(text: str) -> str:
     """Text that LaTeX sets as it is; a character that pdfLaTeX cannot set is named by its code point."""
-    out = []
-    for character in " ".join(text.split()):
-        if character in LATEX:
-            out.append(LATEX[character])
-        elif " " <= character <= "~" or "\u00c0" <= character <= "\u017f":
-            out.append(character)
-        else:
-            out.append(f"U+{ord(character):04X}")
-    return "".join(out).replace("[", "{[}").replace("]", "{]}")  # after \\ a bracket would be an option
+    out = (
+        LATEX.get(c) or (c if " " <= c <= "~" or "\u00c0" <= c <= "\u017f" else f"U+{ord(c):04X}")
+        for c in " ".join(text.split())
+    )
+    # After \\\\ a bracket would be an optional argument, the height of the gap.
+    return "".join(out).replace("[", "{[}").replace("]", "{]}")
 
 
 def as_latex(title: str, sheets: Iterable[Sheet]) -> str:
-    r"""Every sheet as a `table` with booktabs' rules, to be read with \input."""
+    r"""Every table as a `table` with booktabs' rules, to be read with \input."""
     blocks = [f"% {latex(title)}\n% needs \\usepackage[T1]{{fontenc}}, booktabs and graphicx"]
     for sheet in sheets:
-        width = len(sheet.columns) + 1
-        lines = [f"{latex(sheet.corner)} & {' & '.join(map(latex, sheet.columns))} \\\\", "\\midrule"]
-        for place, group in enumerate(sheet.groups):
-            if place:
-                lines.append("\\addlinespace")
-            if group.title:
-                lines.append(f"\\multicolumn{{{width}}}{{l}}{{\\textbf{{{latex(group.title)}}}}} \\\\")
-            lines += [f"{' & '.join(map(latex, (line.head, *line.cells)))} \\\\" for line in group.lines]
-        body = "\n".join(
-            [
-                f"\\begin{{tabular}}{{l{'r' * len(sheet.columns)}}}",
-                "\\toprule",
-                *lines,
-                "\\bottomrule",
-                "\\end{tabular}",
-            ]
+        width = len(sheet.columns)
+        space, span = "\\addlinespace\n", f"\\multicolumn{{{width + 1}}}{{l}}{{\\textbf"
+        head, *rows = (
+            f"{' & '.join(cells)} \\\\" if len(cells) > 1 else f"{space}{span}{{{cells[0]}}}}} \\\\"
+            for cells in _rows(sheet, latex)
         )
-        if len(sheet.columns) >= WIDE:
+        # Space is between groups; above the first one there is the rule already.
+        table = "\n".join([head, "\\midrule", *rows]).replace(f"\\midrule\n{space}", "\\midrule\n")
+        begin, end = f"\\begin{{tabular}}{{l{'r' * width}}}\n\\toprule", "\\bottomrule\n\\end{tabular}"
+        body = f"{begin}\n{table}\n{end}"
+        if width >= WIDE:
             body = f"\\resizebox{{\\linewidth}}{{!}}{{%\n{body}}}"
         caption = latex(". ".join([sheet.title, *(note.rstrip(".") for note in sheet.notes if note)]))
         blocks.append(f"\\begin{{table}}[tbp]\n\\centering\\small\n{body}\n\\caption{{{caption}.}}\n\\end{{table}}")
@@ -148,7 +149,7 @@ def as_latex(title: str, sheets: Iterable[Sheet]) -> str:
 
 
 def as_csv(scored: ScoredStudy) -> str:
-    """Long form: one row an arm of a task and metric, `target_nll` (nats a token) among the metrics."""
+    """Long form: one row for each arm of a task and metric, `target_nll` (nats per token) among the metrics."""
     seeds = sorted({*scored.table.seed, *scored.study.seeds})
     head = [
         "study", "panel", "kind", *COORDINATES, "metric", "mean", "deviation", "n", "planned",
@@ -170,20 +171,20 @@ def _metric_rows(setting: Setting, scores: Scores, seeds: Sequence[int]) -> Iter
     where = [setting.task, "+".join(setting.worlds), arm.variant, k, arm.mt, arm.placement, arm.filler]
     names = dict.fromkeys([setting.metric or "", *scores.rows.metric.dropna()])
     if names.pop(NLL, True) is None and scores.values(NLL):
-        names[NLL] = None  # the last, in every arm
+        names[NLL] = None  # last, whatever the order in which a run's metrics came
     for name in names:
         values, summary = scores.values(name), scores.summary(name)
         figure = setting.published(arm, name)
         printed = (
             [figure.mean, figure.deviation, published.name_of_metric(setting.task, name)] if figure else [None] * 3
         )
-        ours = [name, summary.mean, summary.deviation, summary.n, len(scores.seeds)]
+        ours = [name, summary.mean, summary.std, summary.n, len(scores.seeds)]
         single = [values.get(seed) for seed in seeds]
         yield [*where, arm.control, arm.prefix, *ours, *printed, scores.mean_of("inference_flops"), *single]
 
 
 def comparisons_csv(contrasts: Mapping[str, Sequence[Contrast]]) -> str:
-    """One row a planned comparison; `p_holm` is corrected over its family (`primary` or `secondary`)."""
+    """One row for each planned comparison; `p_holm` is corrected over its family (`primary` or `secondary`)."""
     rows = []
     for family, members in contrasts.items():
         for contrast in members:
@@ -191,7 +192,7 @@ def comparisons_csv(contrasts: Mapping[str, Sequence[Contrast]]) -> str:
             low, high = c.interval or (None, None)
             where = [setting.panel.title, setting.task, "+".join(setting.worlds)]
             sides = [contrast.treatment.arm.label, contrast.control.arm.label]
-            tested = [c.n, c.difference, low, high, c.p, contrast.adjusted_p, c.effect_size, c.smallest_detectable]
+            tested = [c.n, c.difference, low, high, c.p, contrast.adjusted_p, c.effect_size, c.detectable]
             rows.append([family, *where, *sides, *tested, contrast.published_difference])
     return _csv([list(COMPARISON_COLUMNS), *rows])
 
@@ -203,9 +204,5 @@ def _csv(rows: Iterable[Sequence[Any]]) -> str:
 
 
 def _csv_cell(value: Any) -> Any:
-    # A spreadsheet runs text that starts like a formula; numbers of ours, signed ones too, are no text.
+    # A spreadsheet executes text that starts like a formula. Negative numbers are floats here and keep their sign.
     return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else value
-
-
-def _bytes(text: str) -> bytes:
-    return text.encode("utf-8", "replace")

@@ -1,7 +1,7 @@
 """The report: one HTML file that opens from disk, with everything inside it, and a folder of exports for each study.
 
 Invariant: the same runs give the same bytes (no clock, no absolute path), every run folder is read once, and every text
-that comes from a run is escaped by the template or embedded as JSON that only scripts of ours read.
+that comes from a run is escaped by the template or embedded as JSON that only our script reads.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import re
 import shlex
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.resources import files
@@ -21,23 +21,26 @@ from pathlib import Path
 from typing import Any
 
 from pausebench.report import comparisons, export, figures, statistics, tables
-from pausebench.report.comparisons import Contrast, Family
+from pausebench.report.comparisons import Family
 from pausebench.report.figures import Plot
-from pausebench.report.scores import Other, ScoredStudy, Scores, load_studies, load_unplanned
+from pausebench.report.scores import Other, ScoredStudy, load_studies, load_unplanned
 from pausebench.report.statistics import report_extra
-from pausebench.report.tables import Group, Line, Sheet
-from pausebench.runs.folder import disk_error, read_if_whole, write_atomically
-from pausebench.study.study import Panel, Study
+from pausebench.report.tables import Sheet
+from pausebench.runs.folder import read_if_whole
+from pausebench.study.study import Panel
 
 EXAMPLE_ROWS = 5
+ROWS_A_PAIR = 200
+MOST_PAIRS = 100
+# The page holds its data, so the studies of a page share a bound: ten of 4 MB are more than a phone likes to open.
+MOST_BYTES = 4_000_000
+MOST_BYTES_A_PAGE = 12_000_000
+LONGEST_TEXT = 4_000
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What keeps the page of a large study small and quick; each cut is said where it is made.
-
-    figures: of the page, shared between its studies within the two bounds of one study.
-    """
+    """What keeps the page of a large study small; each cut is stated where it is made. `figures`: of the whole page."""
 
     figures: int = 150
     most_of_a_study: int = 60
@@ -62,46 +65,76 @@ class Part:
     detail: Sheet | None
 
 
-@dataclass(frozen=True)
 class StudyView:
-    """Everything the template needs of one study, computed. `undrawn` counts the figures there was no room for."""
+    """Everything the template needs of one study, computed once."""
 
-    scored: ScoredStudy
-    folder: str
-    instrument: comparisons.InstrumentCheck
-    relay: Plot | None
-    family: Family
-    comparisons: Sheet | None
-    parts: tuple[Part, ...]
-    curves: tuple[Plot, ...]
-    costs: tuple[Plot, ...]
-    training: tuple[Plot, ...]
-    untrained: str | None
-    undrawn: int
-    pairs: tuple[Pair, ...]
-    embedded: str
-    secondary: tuple[Contrast, ...]
-    missing: tuple[MissingCell, ...]
-    origins: dict[str, tuple[str, ...]]
-
-    @property
-    def study(self) -> Study:
-        return self.scored.study
+    def __init__(self, scored: ScoredStudy, folder: str, limits: Limits, studies: int) -> None:
+        self.scored, self.study, self.folder, self.limits = scored, scored.study, folder, limits
+        self.room, self.undrawn = limits.figures_of(studies), 0
+        self.instrument = comparisons.check_instrument(scored)
+        self.relay = figures.relay_curve(self.study.result, self.instrument) if self.instrument.points else None
+        self.family = comparisons.primary_family(scored)
+        contrasts = self.family.contrasts
+        self.comparisons = tables.family_sheet(self.family, self.study.published) if len(contrasts) > 1 else None
+        self.secondary = comparisons.secondary_contrasts(scored)
+        # The order is that of importance: when there is no room for more figures, the last ones are left out.
+        self.parts = [self._part(panel) for panel in self.study.of_kind("variants", "placement", "controls")]
+        curves = scored.settings_of("k_curve", "m_curve", "filler")
+        self.curves = self._draw(job for setting in curves for job in figures.jobs(setting))
+        compared = scored.settings_of("variants", "placement")
+        self.costs = self._draw(partial(figures.cost, setting) for setting in compared)
+        self.untrained, self.training = self._training()
+        self.pairs = primary_pairs(scored, self.family)
+        self.embedded = embedded(self.pairs, min(MOST_BYTES, MOST_BYTES_A_PAGE // max(1, studies)))
+        self.missing, self.origins = missing_cells(scored, limits.rows), origins(scored)
 
     def plots(self) -> list[Plot]:
-        """Every figure of the study, in the page's order."""
+        """Every figure, in the page's order."""
         own = [plot for part in self.parts for plot in part.plots]
         return [*([self.relay] if self.relay else []), *own, *self.curves, *self.costs, *self.training]
 
     def sheets(self) -> list[Sheet]:
-        """Every table that is exported: what is on the page, and the numbers of each curve."""
+        """Every table that is exported: those of the page, and the numbers of each curve."""
         own = [sheet for part in self.parts for sheet in (part.sheet, part.detail)]
-        curves = [_numbers(plot) for plot in (*self.curves, *self.costs)]
-        return [sheet for sheet in (self.comparisons, *own, *curves) if sheet]
+        return [sheet for sheet in (self.comparisons, *own, *(p.sheet for p in (*self.curves, *self.costs))) if sheet]
+
+    def _draw(self, jobs: Iterable[Callable[[], Plot | None]]) -> tuple[Plot, ...]:
+        plots = []
+        for job in jobs:
+            # A figure takes about 0.2 s: those without room are counted, not drawn and thrown away.
+            if self.room <= 0:
+                self.undrawn += 1
+            elif plot := job():
+                self.room -= 1
+                plots.append(plot)
+        return tuple(plots)
+
+    def _part(self, panel: Panel) -> Part:
+        detail = tables.arms_sheet(self.scored, panel)
+        plots = self._draw(job for setting in self.scored.settings(panel) for job in figures.jobs(setting))
+        if panel.kind == "controls":
+            return Part(tables.controls_sheet(self.scored, panel), plots, None)
+        if panel.kind == "placement":
+            return Part(tables.table2(self.scored, panel), plots, detail)
+        if tables.like_table1(self.scored, panel):
+            return Part(tables.table1(self.scored, panel), plots, detail)
+        return Part(detail, plots, None)
+
+    def _training(self) -> tuple[str | None, tuple[Plot, ...]]:
+        """The training curves, or why there are none."""
+        scored, limits = self.scored, self.limits
+        # A pooled setting would show each curve of its worlds a second time.
+        settings = [setting for setting in scored.settings_of("variants") if len(setting.worlds) == 1]
+        cells = scored.table[scored.table.panel.isin([panel.id for panel in self.study.of_kind("variants")])]
+        runs = cells[cells.problem.isna()].finetune_run.nunique(dropna=False)
+        if len(settings) > limits.training_settings or runs > limits.training_runs:
+            return f"Training curves are left out: {len(settings)} settings and {runs} runs are too many to read.", ()
+        pretraining = [partial(figures.pretraining_curves, scored, world) for world in cells.world.unique()]
+        return None, self._draw([*pretraining, *(partial(figures.finetuning_curves, setting) for setting in settings)])
 
 
 def read_runs(runs: Path, result: str | None) -> tuple[list[ScoredStudy], list[Other]]:
-    """The studies under `runs`, or the one named `result`; in the first case also the evaluated runs outside any plan.
+    """The studies under `runs` and the evaluated runs outside any plan, or only the study named `result`.
 
     Raises BadInput when there is nothing to report.
     """
@@ -110,14 +143,13 @@ def read_runs(runs: Path, result: str | None) -> tuple[list[ScoredStudy], list[O
 
 
 def write_page(runs: Path, studies: Sequence[ScoredStudy], others: Sequence[Other], limits: Limits = LIMITS) -> Path:
-    """Write `runs/report/index.html` and a folder of exports for each study; each file in one step.
+    """Write `runs/report/index.html` and a folder of exports for each study; returns the path of the page.
 
-    Returns the path of the page. Raises RunFailed when the disk does not take a file.
+    Raises RunFailed when the disk does not take a file.
     """
     names = export.folder_names([scored.study for scored in studies])
-    views = [_view(scored, name, limits, len(studies)) for scored, name in zip(studies, names, strict=True)]
+    views = [StudyView(scored, name, limits, len(studies)) for scored, name in zip(studies, names, strict=True)]
     script = _template_text("browser.js")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     page = (
         _environment()
         .get_template("page.html.jinja")
@@ -127,23 +159,20 @@ def write_page(runs: Path, studies: Sequence[ScoredStudy], others: Sequence[Othe
             others_left=max(0, len(others) - limits.rows),
             style=_template_text("style.css"),
             script=script,
-            script_hash=digest,
+            # The page's security policy runs only the script with this hash: text from a run that got past the
+            # escaping would still not be executed.
+            script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
             example_rows=EXAMPLE_ROWS,
             most_rows=limits.rows,
         )
     )
-    path = runs / "report" / "index.html"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise disk_error(path, error) from None
+    report = runs / "report"
     for view in views:
-        drawings = [plot.drawing for plot in view.plots()]
         contrasts = {"primary": view.family.contrasts, "secondary": view.secondary}
-        export.write_exports(path.parent / view.folder, view.scored, view.sheets(), contrasts, drawings)
-    # A lone surrogate in a run's text is valid in JSON and in no file.
-    write_atomically(path, page.encode("utf-8", "replace"))
-    return path
+        export.write_exports(report / view.folder, view.scored, view.sheets(), contrasts, view.plots())
+    # The page last: once it is there, so are the files that it links to.
+    export.write_files(report, {"index.html": page})
+    return report / "index.html"
 
 
 def _template_text(name: str) -> str:
@@ -155,6 +184,7 @@ def _environment() -> Any:
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_template_text),
         autoescape=True,
+        # A misspelt field is an error: by default it would be an empty cell.
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -171,172 +201,72 @@ def _environment() -> Any:
     return environment
 
 
-class _Easel:
-    """Draws up to `most` figures and counts the rest."""
-
-    def __init__(self, most: int) -> None:
-        self.most, self.drawn, self.undrawn = most, 0, 0
-
-    def draw(self, jobs: Iterable[Callable[[], Plot | None]]) -> tuple[Plot, ...]:
-        plots = []
-        for job in jobs:
-            if self.drawn >= self.most:
-                self.undrawn += 1
-            elif plot := job():
-                self.drawn += 1
-                plots.append(plot)
-        return tuple(plots)
-
-
-def _view(scored: ScoredStudy, folder: str, limits: Limits, studies: int) -> StudyView:
-    study, easel = scored.study, _Easel(limits.figures_of(studies))
-    instrument = comparisons.check_instrument(scored)
-    family = comparisons.primary_family(scored)
-    pairs = tuple(primary_pairs(scored, family))
-    # In the order of their worth: what is drawn last is left out first.
-    parts = tuple(_part(scored, panel, easel) for panel in study.of_kind("variants", "placement", "controls"))
-    curves = easel.draw(_curve_jobs(scored))
-    costs = easel.draw(partial(figures.cost, setting) for setting in scored.settings_of("variants", "placement"))
-    training, untrained = _training(scored, easel, limits)
-    return StudyView(
-        scored=scored,
-        folder=folder,
-        instrument=instrument,
-        relay=figures.relay_curve(study.result, instrument) if instrument.points else None,
-        family=family,
-        comparisons=tables.family_sheet(family, study.published) if len(family.contrasts) > 1 else None,
-        parts=parts,
-        curves=curves,
-        costs=costs,
-        training=training,
-        untrained=untrained,
-        undrawn=easel.undrawn,
-        pairs=pairs,
-        embedded=embedded(pairs, min(MOST_BYTES, MOST_BYTES_A_PAGE // max(1, studies))),
-        secondary=tuple(comparisons.secondary_contrasts(scored)),
-        missing=missing_cells(scored, limits.rows),
-        origins=origins(scored),
-    )
-
-
-def _part(scored: ScoredStudy, panel: Panel, easel: _Easel) -> Part:
-    detail = None
-    if panel.kind == "controls":
-        sheet, bars = tables.controls_sheet(scored, panel), figures.control_bars
-    elif panel.kind == "placement":
-        sheet, bars, detail = tables.table2(scored, panel), figures.placement_bars, tables.arms_sheet(scored, panel)
-    elif tables.like_table1(scored, panel):
-        sheet, bars, detail = tables.table1(scored, panel), figures.better_bars, tables.arms_sheet(scored, panel)
-    else:
-        sheet, bars = tables.arms_sheet(scored, panel), figures.variant_bars
-    return Part(sheet, easel.draw(partial(bars, setting) for setting in scored.settings(panel)), detail)
-
-
-def _curve_jobs(scored: ScoredStudy) -> Iterator[Callable[[], Plot | None]]:
-    for setting in scored.settings_of("k_curve", "m_curve", "filler"):
-        if setting.panel.kind == "m_curve":
-            yield from (partial(figures.m_curve, setting, counts) for counts in figures.counts_of(setting))
-        else:
-            yield partial(figures.k_curve if setting.panel.kind == "k_curve" else figures.filler_bars, setting)
-
-
-def _training(scored: ScoredStudy, easel: _Easel, limits: Limits) -> tuple[tuple[Plot, ...], str | None]:
-    """The training curves, or why there are none."""
-    settings = [setting for setting in scored.settings_of("variants") if len(setting.worlds) == 1]
-    panels = [panel.id for panel in scored.study.of_kind("variants")]
-    cells = scored.table[scored.table.panel.isin(panels)]
-    runs = cells[cells.problem.isna()].finetune_run.nunique(dropna=False)
-    if len(settings) > limits.training_settings or runs > limits.training_runs:
-        return (), f"Training curves are left out: {len(settings)} settings and {runs} runs are too many to read."
-    jobs: list[Callable[[], Plot | None]] = [
-        partial(figures.pretraining_curves, scored, world) for world in cells.world.unique()
-    ]
-    return easel.draw([*jobs, *(partial(figures.finetuning_curves, setting) for setting in settings)]), None
-
-
-def _numbers(plot: Plot) -> Sheet:
-    lines = tuple(Line(row[0], row[1:]) for row in plot.rows)
-    return Sheet(plot.title, plot.columns[0], plot.columns[1:], (Group("", lines),), (plot.caption,))
-
-
-ROWS_A_PAIR = 200
-MOST_PAIRS = 100
-MOST_BYTES = 4_000_000  # a study; `MOST_BYTES_A_PAGE` is shared between its studies
-MOST_BYTES_A_PAGE = 12_000_000
-LONGEST_TEXT = 4_000
-
+Texts = tuple[tuple[str, str], ...]
 Answer = tuple[str, str, bool, bool]
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two runs over the same test rows: `texts` (question, answer), `answers` (control, treatment, right, right)."""
+    """Two runs over the same test rows: `texts` (question, answer), `answers` (control, treatment, correct, correct).
+
+    total: how many test rows there are.
+    """
 
     group: str
     seed: int
     control: str
     treatment: str
     total: int | None
-    texts: tuple[tuple[str, str], ...]
+    texts: Texts
     answers: tuple[Answer, ...]
 
 
 def primary_pairs(scored: ScoredStudy, family: Family) -> list[Pair]:
-    """Of each primary comparison the finished seeds, the first ones where there are many; at most `MOST_PAIRS`."""
+    """The finished seeds of each primary comparison, the first ones if there are many; at most `MOST_PAIRS`."""
     pairs: list[Pair] = []
-    # Only the controls of the task at hand are kept, and rows that runs share are kept once: rows of text add up.
+    # A study may have thousands of runs of long texts: only one task's controls are in memory, and equal rows once.
     task, controls = "", dict[str, list[dict[str, Any]]]()
-    shared: dict[tuple[tuple[str, str], ...], tuple[tuple[str, str], ...]] = {}
+    shared: dict[Texts, Texts] = {}
     seeds = max(1, MOST_PAIRS // max(1, len(family.contrasts)))
-    evaluate = scored.runs / "evaluate"
     for contrast in family.contrasts[:MOST_PAIRS]:
-        if contrast.setting.task != task:
-            task, controls = contrast.setting.task, {}
-        both = _done(contrast.control).merge(_done(contrast.treatment), on=["seed", "world"], suffixes=("", "_paused"))
-        for row in both.sort_values(["seed", "world"]).head(seeds).itertuples():
+        setting = contrast.setting
+        if setting.task != task:
+            task, controls = setting.task, {}
+        plain, paused = (
+            side.cells[side.cells.problem.isna()][["name", "seed", "world", "n"]]
+            for side in (contrast.control, contrast.treatment)
+        )
+        both = plain.merge(paused, on=["seed", "world"], suffixes=("", "_paused")).sort_values(["seed", "world"])
+        for row in both.head(seeds).itertuples():
             if row.name not in controls:
-                controls[row.name] = read_predictions(evaluate / row.name, ROWS_A_PAIR)
-            texts, answers = _side_by_side(
-                controls[row.name], read_predictions(evaluate / row.name_paused, ROWS_A_PAIR)
-            )
-            if not answers:
-                continue
-            several = len(contrast.setting.worlds) > 1
-            place = f"{task} · {row.world}" if several else contrast.setting.label
-            pairs.append(
-                Pair(
-                    group=f"{place} · {contrast.treatment_words}",
-                    seed=row.seed,
-                    control=contrast.control.arm.label,
-                    treatment=contrast.treatment.arm.label,
-                    total=row.n_paused,
-                    texts=shared.setdefault(texts, texts),
-                    answers=answers,
-                )
-            )
+                controls[row.name] = _predictions(scored.runs / "evaluate" / row.name)
+            found = _predictions(scored.runs / "evaluate" / row.name_paused)
+            texts, answers = _side_by_side(controls[row.name], found)
+            place = f"{task} · {row.world}" if len(setting.worlds) > 1 else setting.label
+            group, texts = f"{place} · {contrast.treatment_words}", shared.setdefault(texts, texts)
+            control, treatment = contrast.control.arm.label, contrast.treatment.arm.label
+            if answers:
+                pairs.append(Pair(group, row.seed, control, treatment, row.n_paused, texts, answers))
     return pairs
 
 
-def _done(scores: Scores) -> Any:
-    return scores.cells[scores.cells.problem.isna()][["name", "seed", "world", "n"]]
-
-
 def embedded(pairs: Sequence[Pair], most_bytes: int = MOST_BYTES) -> str:
-    """The pairs as JSON that may stand in a script element, each cut to so many rows that all fit `most_bytes`."""
+    """The pairs as JSON for a script element, each cut to the same number of rows so that all fit `most_bytes`."""
     rows = ROWS_A_PAIR
     text = _as_json(pairs, rows)
     while len(text) > most_bytes and rows > 1:
+        # Rows differ in length, so one proportional cut may be too little; each further one drops at least a row.
         rows = max(1, min(rows - 1, int(rows * most_bytes / len(text))))
         text = _as_json(pairs, rows)
     return text
 
 
-def read_predictions(run: Path, count: int) -> list[dict[str, Any]]:
-    """The first `count` rows of a run's `predictions.jsonl`, in file order; unreadable rows are left out."""
+def _predictions(run: Path) -> list[dict[str, Any]]:
+    """The first rows of a run's `predictions.jsonl`, in file order; unreadable rows are left out."""
     rows: list[dict[str, Any]] = []
     try:
         with open(run / "predictions.jsonl", encoding="utf-8", errors="replace") as lines:
-            for line in islice(lines, count):
+            for line in islice(lines, ROWS_A_PAIR):
                 try:
                     row = json.loads(line)
                 except ValueError:
@@ -344,40 +274,41 @@ def read_predictions(run: Path, count: int) -> list[dict[str, Any]]:
                 if isinstance(row, dict):
                     rows.append(row)
     except OSError:
+        # Predictions may have been deleted to save space; the scores do not need them.
         pass
     return rows
 
 
 def _side_by_side(
-    plain: Sequence[dict[str, Any]], pausing: Sequence[dict[str, Any]]
-) -> tuple[tuple[tuple[str, str], ...], tuple[Answer, ...]]:
+    plain: Sequence[dict[str, Any]], paused: Sequence[dict[str, Any]]
+) -> tuple[Texts, tuple[Answer, ...]]:
     texts, answers = [], []
-    for without, paused in zip(plain, pausing, strict=False):
-        complete = all({"prefix", "target", "prediction"} <= row.keys() for row in (without, paused))
-        if complete and without["prefix"] == paused["prefix"]:
-            texts.append((_text(paused["prefix"]), _text(paused["target"])))
-            right = bool(without.get("correct")), bool(paused.get("correct"))
-            answers.append((_text(without["prediction"]), _text(paused["prediction"]), *right))
+    for without, with_pauses in zip(plain, paused, strict=False):
+        complete = all({"prefix", "target", "prediction"} <= row.keys() for row in (without, with_pauses))
+        # Runs of different data versions may differ in their rows; two questions must not appear as one.
+        if complete and without["prefix"] == with_pauses["prefix"]:
+            texts.append((_text(with_pauses["prefix"]), _text(with_pauses["target"])))
+            correct = bool(without.get("correct")), bool(with_pauses.get("correct"))
+            answers.append((_text(without["prediction"]), _text(with_pauses["prediction"]), *correct))
     return tuple(texts), tuple(answers)
 
 
 def _text(value: Any) -> str:
-    # A lone surrogate is valid in JSON and in no file.
+    # JSON may hold a lone surrogate, which no file can.
     text = str(value).encode("utf-8", "replace").decode()
     return text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]}… ({len(text) - LONGEST_TEXT:,} more)"
 
 
 def _as_json(pairs: Sequence[Pair], rows: int) -> str:
-    # Seeds and K mostly share the test rows, which are much longer than the answers.
-    texts: dict[tuple[tuple[str, str], ...], int] = {}
+    # Seeds and K mostly share the test rows, which are much longer than the answers: each list of rows is there once.
+    texts: dict[Texts, int] = {}
     shown = [
         vars(pair) | {"texts": texts.setdefault(pair.texts[:rows], len(texts)), "answers": pair.answers[:rows]}
         for pair in pairs
     ]
     text = json.dumps({"texts": list(texts), "pairs": shown}, separators=(",", ":"))
-    for character in "<>&":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return text
+    # An answer of "</script>" would end the element; JSON reads the escapes back.
+    return re.sub("[<>&]", lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 @dataclass(frozen=True)
@@ -392,37 +323,36 @@ class MissingCell:
     command: str
 
 
-def missing_cells(scored: ScoredStudy, most: int) -> tuple[MissingCell, ...]:
-    """The first `most` missing cells, each with the command that fills it: its own where the plan tells one."""
+def missing_cells(scored: ScoredStudy, most: int) -> list[MissingCell]:
+    """The first `most` missing cells, each with the command that fills it: its own if the plan has one."""
     study = scored.study
-    planned = {
-        (stage.command, name): shlex.join(words) for stage in study.stages for name, words in stage.overrides.items()
-    }
+    planned = {(stage.command, name): words for stage in study.stages for name, words in stage.overrides.items()}
+    # The plan's commands are relative to the runs folder, which only the command of the whole study names.
     root = re.search(r" '?runs=.*$", study.command)
     suffix = root.group(0) if root else ""
     rows = []
     for cell in scored.missing().head(most).itertuples():
-        overrides = planned.get(("evaluate", cell.name))
-        command = f"pausebench evaluate {overrides}{suffix}" if overrides else study.command
-        words = shlex.split(overrides or "")
+        words = planned.get(("evaluate", cell.name), [])
+        command = f"pausebench evaluate {shlex.join(words)}{suffix}" if words else study.command
         run = next((Path(word[4:].strip("'")).name for word in words if word.startswith("run=")), "")
         trained = planned.get(("finetune", run))
         if trained and not (scored.runs / "finetune" / run / "result.json").is_file():
-            command = f"pausebench finetune {trained}{suffix} && {command}"
-        place = f"{cell.task} {cell.world}"
-        rows.append(MissingCell(cell.arm.label, place, cell.seed, cell.problem, cell.name, command))
-    return tuple(rows)
+            command = f"pausebench finetune {shlex.join(trained)}{suffix} && {command}"
+        rows.append(
+            MissingCell(cell.arm.label, f"{cell.task} {cell.world}", cell.seed, cell.problem, cell.name, command)
+        )
+    return rows
 
 
-def origins(scored: ScoredStudy) -> dict[str, tuple[str, ...]]:
-    """The devices and the versions that the manifests of a study's finetune runs name, each with its number of runs."""
+def origins(scored: ScoredStudy) -> dict[str, list[str]]:
+    """The devices and versions in the manifests of a study's finetune runs, with their numbers of runs if several."""
     names = sorted(set(scored.cells.finetune_run.dropna()))
     manifests = [read_if_whole(scored.runs / "finetune" / name / "manifest.json") for name in names]
     found = {}
     for key in ("device", "versions"):
         told = Counter(_inline(m[key]) for m in manifests if isinstance(m, dict) and m.get(key))
-        listed = [f"{value} ({count} runs)" for value, count in sorted(told.items())]
-        found[key] = tuple(listed if len(told) > 1 else told)
+        # Runs on different devices or versions differ by more than the seed; the page must show it.
+        found[key] = [f"{value} ({count} runs)" for value, count in sorted(told.items())] if len(told) > 1 else [*told]
     return found
 
 

@@ -112,9 +112,7 @@ def _arms_as_columns(
             if place == 0:
                 lines.append(Line("FLOPs an answer", tuple(_cost(scores) for scores in row), "cost"))
             groups.append(Group(metric_title(setting, metric, metric in printed), tuple(lines)))
-    notes = [
-        "Ours: mean ± deviation over seeds (seeds; 4/5 where one of five is missing). FLOPs an answer: at inference."
-    ]
+    notes = ["Ours: mean ± std over seeds (seeds; 4/5 where one of five is missing). FLOPs an answer: at inference."]
     if scored.study.published:
         generated = "embedded" in set(scored.table.data)
         notes.append(published.beside(scored.study.published, scored.models, generated))
@@ -229,7 +227,7 @@ def short_verdict(contrast: Contrast) -> str:
 
 def arms_sheet(scored: ScoredStudy, panel: Panel) -> Sheet:
     """One row an arm: score, interval, likelihood of the answer, test-set error, second metric."""
-    columns = ("mean ± deviation", "n", "95 % interval", "target NLL", "test-set s.e.", "second metric")
+    columns = ("mean ± std", "n", "95 % interval", "target NLL", "test-set s.e.", "second metric")
     groups = []
     for setting in scored.settings(panel):
         title = setting.label
@@ -292,7 +290,7 @@ REFERENCES = ("PausePT_PauseFT", "StdPT_StdFT")
 
 def controls_sheet(scored: ScoredStudy, panel: Panel) -> Sheet:
     """Every control of every task, and how far it is from the full method and from the baseline."""
-    columns = ("mean ± deviation (n)", "− PausePT_PauseFT", "− StdPT_StdFT", "FLOPs an answer")
+    columns = ("mean ± std (n)", "− PausePT_PauseFT", "− StdPT_StdFT", "FLOPs an answer")
     groups = []
     for setting in scored.settings(panel):
         arms = with_references(setting)

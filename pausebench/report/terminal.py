@@ -29,7 +29,7 @@ def print_studies(runs: Path, studies: Sequence[ScoredStudy], others: Sequence[O
     for scored in studies:
         _print_study(scored, console)
     if others:
-        table = _table("Other evaluated runs", ("task", "model", "arm"), ("mean ± sd", "n"))
+        table = _table("Other evaluated runs", ("task", "model", "arm"), ("mean ± std", "n"))
         for other in others[: LIMITS.rows]:
             summary = other.scores.summary()
             arm = other.scores.arm.label
@@ -75,7 +75,7 @@ def _print_study(scored: ScoredStudy, console: Console) -> None:
 
 def _scores_table(panel: Panel, settings: Sequence[Setting]) -> Table:
     second = any(setting.second for setting in settings)
-    columns = ("mean ± sd", "n", "95 % interval", "NLL", *(["second"] if second else []))
+    columns = ("mean ± std", "n", "95 % interval", "NLL", *(["second"] if second else []))
     table = _table(panel.title, ("variant",), columns)
     for setting in settings:
         table.add_row(Text(setting.label, style="italic"))

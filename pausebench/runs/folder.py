@@ -38,7 +38,7 @@ def temporary_path(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
-def write_whole(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: bytes | bytearray) -> None:
     """Write a temporary file, sync it, rename it. Leaves no temporary file behind. Raises ``OSError``."""
     temporary = temporary_path(path)
     try:

@@ -1,4 +1,4 @@
-"""What a study costs before anybody runs it: tokens, FLOPs, device time, checkpoints and disk of each cell.
+"""What a study costs before anybody runs it: tokens, FLOPs, device time, checkpoints, disk and memory.
 
 Pure arithmetic on the configs of its cells: no torch, no files, no network. Time is FLOPs / (peak x mfu), and the mfu
 is an assumption that the caller states.
@@ -9,57 +9,29 @@ Units: FLOPs, bytes and seconds on one device, unless a name says otherwise.
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from typing import Any
 
 from pausebench.config.commands import EvaluateConfig
-from pausebench.config.groups import Arithmetic, ModelConfig, Parallel, Precision, TrainConfig
+from pausebench.config.devices import Device
+from pausebench.config.groups import Arithmetic, ModelConfig, Precision, TrainConfig
 from pausebench.config.training import FinetuneConfig, PretrainConfig
 from pausebench.model.flops import (
     finetuning_flops,
+    matrix_weights,
     parameters,
     scoring_flops,
     training_flops_per_token,
 )
-from pausebench.model.memory import StepMemory, step_memory
+from pausebench.model.tuning import TUNING
 
 WEIGHT_BYTES = 4  # float32
 CHECKPOINT_BYTES = 3 * WEIGHT_BYTES  # a weight and AdamW's two moments
-TRAINING_BYTES = 4 * WEIGHT_BYTES  # the same and the gradient; activations come on top
-RESERVE = 0.1  # of a device's memory, for what model.memory does not count
-TOKEN_CHARACTERS = 4.4  # of English a token of GPT-2's
+TRAINING_BYTES = 4 * WEIGHT_BYTES  # the same and the gradient
+RESERVE = 0.1  # of a device's memory: the CUDA context, NCCL, cuBLAS, fragmentation, which no formula here counts
+TOKEN_CHARACTERS = 4.4  # of English per token of GPT-2
 ROW_CHARACTERS = 300  # field names and numbers of a line of predictions.jsonl
-
-
-@dataclass(frozen=True)
-class Device:
-    """Peak FLOP/s of dense matrix products in the arithmetic of training (bf16, fp32) and of evaluation (fp64).
-
-    memory: bytes; None where nobody said.
-    """
-
-    name: str
-    bf16: float
-    fp32: float
-    fp64: float
-    memory: float | None = None
-
-    def with_bf16(self, peak: float) -> Device:
-        """Another bf16 peak; the others keep their proportion to it."""
-        scale = peak / self.bf16
-        return replace(self, bf16=peak, fp32=self.fp32 * scale, fp64=self.fp64 * scale)
-
-
-# NVIDIA's data sheets, SXM versions, without sparsity: "H100 Tensor Core GPU" (bf16 1,979 with sparsity, half without;
-# fp32 67; fp64 tensor core 67; 80 GB), "H200 Tensor Core GPU" (the same; 141 GB), "A100 80GB" (312; 19.5; 19.5).
-DEVICES = {
-    "h100": Device("h100", 989e12, 67e12, 67e12, 80e9),
-    "h200": Device("h200", 989e12, 67e12, 67e12, 141e9),
-    "a100": Device("a100", 312e12, 19.5e12, 19.5e12, 80e9),
-}
 
 
 @dataclass(frozen=True)
@@ -152,68 +124,6 @@ def pretrain_cost(config: PretrainConfig, vocab_size: int, device: Device, mfu: 
     return _trained(config, vocab_size, device, mfu, row, tokens)
 
 
-@dataclass(frozen=True)
-class Layout:
-    """One way to spread a pretraining over devices.
-
-    rows, largest_rows: of a micro-batch on one device, as configured and the most that fit (None where nobody said how
-    much memory the device has). fits: whether the configured ones do.
-    """
-
-    devices: int
-    parallel: Parallel
-    activation_checkpointing: bool
-    rows: int
-    memory: StepMemory
-    fits: bool | None
-    largest_rows: int | None
-    tokens_per_second: float
-
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self) | {"parallel": self.parallel.value}
-
-
-def layouts(
-    config: PretrainConfig, vocab_size: int, device: Device, mfu: float, device_counts: Sequence[int]
-) -> list[Layout]:
-    """Each number of devices with ddp and fsdp, activations kept and recomputed.
-
-    tokens/s = devices x peak x mfu / FLOPs a token. What is recomputed is work as well, though MFU does not count it:
-    a third of the blocks' FLOPs comes on top, and the same share of the peak is taken to be reached.
-    """
-    model, length = config.model, config.sequence_length
-    assert length is not None
-    flops = training_flops_per_token(model, vocab_size, length)
-    recomputed = (flops - 6 * vocab_size * model.d_model) / 3
-    peak = device.bf16 if config.precision is Precision.bf16 else device.fp32
-    room = None if device.memory is None else (1 - RESERVE) * device.memory
-    found = []
-    for devices in device_counts:
-        share = math.ceil(config.train.batch_size / devices)
-        rows = min(config.train.micro_batch_size or share, share)
-        for parallel in Parallel if devices > 1 else [Parallel.ddp]:
-            for checkpointing in (False, True):
-                memory = partial(
-                    step_memory,
-                    model,
-                    vocab_size,
-                    length,
-                    precision=config.precision,
-                    devices=devices,
-                    parallel=parallel,
-                    activation_checkpointing=checkpointing,
-                )
-                largest = None if room is None else _largest_rows(memory, room, share)
-                speed = min(devices, config.train.batch_size) * peak * mfu / (flops + checkpointing * recomputed)
-                fits = None if largest is None else rows <= largest
-                found.append(Layout(devices, parallel, checkpointing, rows, memory(rows), fits, largest, speed))
-    return found
-
-
-def _largest_rows(memory: Callable[[int], StepMemory], room: float, most: int) -> int:
-    return bisect_right(range(1, most + 1), room, key=lambda rows: memory(rows).total)
-
-
 def finetune_cost(config: FinetuneConfig, lengths: RowLengths, vocab_size: int, device: Device, mfu: float) -> Cost:
     """rows = steps x batch; a row has prefix + K + target - 1 positions (``finetuning_flops``)."""
     prefix, target = lengths.train_prefix + config.longest, lengths.train_target
@@ -262,6 +172,40 @@ def evaluate_cost(
     seconds = flops / (peaks[config.precision] * mfu)
     characters = ROW_CHARACTERS + TOKEN_CHARACTERS * (lengths.test_prefix + 3 * lengths.answer)
     return Cost(1, tokens, flops, seconds, seconds, disk=len(counts) * rows * characters)
+
+
+def step_bytes(
+    model: ModelConfig,
+    vocab_size: int,
+    sequence_length: int,
+    rows: int,
+    *,
+    precision: Precision = Precision.bf16,
+    activation_checkpointing: bool = False,
+    shards: int = 1,
+) -> float:
+    """Bytes on one device at the fullest moment of a pretraining step, to a tenth (a test asks torch's own tracker).
+
+    rows: of a micro-batch on one device. shards: devices that share weights, gradients and moments (parallel=fsdp).
+    """
+    d, m, N = model.d_model, model.d_mlp, rows * sequence_length
+    element = 2 if precision is Precision.bf16 else 4
+    head = 4 * vocab_size * d  # the head's gradient, which waits in float32 for that of the embeddings
+    states = TRAINING_BYTES * parameters(model, vocab_size) / shards
+    # Beside them: bf16 copies of the matrices, or with fsdp the gathered embeddings, two blocks and a block's gradient.
+    in_use = element * matrix_weights(model, vocab_size) if precision is Precision.bf16 else 0
+    if shards > 1:
+        in_use = head + 4 * model.max_positions * d + (2 * element + 4) * (4 * d * d + 2 * d * m)
+    # A block keeps its norms' inputs in float32, then queries, keys, values, attention's output and the MLP's hidden
+    # layer. What norms and activations give is kept only by micro-batches too small to be worth recomputing it.
+    stream = 4 * N * d
+    block = N * ((8 + 4 * element) * d + element * m)
+    whole_block = block + N * element * (2 * d + m)
+    logits = min(12 * N * vocab_size, element * TUNING.chunk_logits + 8 * TUNING.gpu_logits)  # the loss works in chunks
+    if activation_checkpointing:
+        return states + in_use + (model.n_layers + 1) * stream + head + max(logits, whole_block)
+    kept = block if N * d >= TUNING.least_numbers else whole_block
+    return states + in_use + model.n_layers * kept + stream + head + logits
 
 
 def checkpoint_bytes(model: ModelConfig, vocab_size: int) -> int:

@@ -30,6 +30,7 @@ class Example(NamedTuple):
     history: tuple[str, ...] = ()
     group: str = ""
 
+    # Parts, not one text: each is tokenised apart, so that a part can go without changing the ids of the others.
     @property
     def prefix(self) -> str:
         return "".join((self.context, *self.history, self.question))
@@ -86,5 +87,6 @@ class Task:
 
     def prompt_hash(self, row: Row) -> str:
         """Short digest of one row's prompt: tells results with different prompts apart."""
+        # Of the row's own text, too: a changed revision shows here as well as a changed prompt.
         example = self.to_example(row)
         return hashlib.sha256(f"{example.prefix}|{self.cue}|{example.target}".encode()).hexdigest()[:8]

@@ -25,7 +25,7 @@ and their published answers before it, never the model's. The answer to a questi
 
 The hub's rows have one answer a question. Three further annotators answered the validation split; where their answers
 lie beside the local file (``coqa/validation_references``), all four are references, equal ones included, because the
-official score leaves one annotator out at a time. The test split is not published: scored on the validation split.
+official score leaves one annotator out at a time.
 """
 
 from collections.abc import Iterator
@@ -49,6 +49,7 @@ def turns(row: Row) -> Iterator[Row]:
         raise ValueError(f"references is {references!r}, which is not a list of {len(questions)}.")
     for number, answer in enumerate(answers):
         given = (answer,) if references is None else all_spoken(references[number], f"references[{number}]")
+        # Companions are joined by place: an answer that differs means that the files are not the same stories.
         if given[0] != answer:
             raise ValueError(f"references[{number}] begins with {given[0]!r}, but the row's answer is {answer!r}.")
         asked = {"questions": questions[: number + 1], "answers": {"input_text": list(answers[: number + 1])}}
@@ -64,8 +65,10 @@ def to_example(row: Row) -> Example:
     for question in row["questions"]:
         if not isinstance(question, str):
             raise ValueError(f"questions has {question!r}, which is not text.")
+    # The published answers, not the model's: one wrong answer would otherwise cost the turns after it, too.
     *earlier, question = [f"Question: {question.strip()}\nAnswer:" for question in row["questions"]]
     history = tuple(f"{asked} {answer}\n" for asked, answer in zip(earlier, answers[:-1], strict=True))
+    # Equal references stay: the official F1 averages over annotators, and dropping one would weigh the others more.
     references = tuple(row["references"])
     return Example(question, f" {answers[-1]}", references, context=f"{story}\n", history=history, group=story)
 
@@ -82,9 +85,10 @@ COQA = Task(
         subset=None,
         revision="0d9e9952f1ef6e5415492d3d84b5873259137e3c",
         train="train",
-        test="validation",
+        test="validation",  # 500 stories, 7,983 questions; the test split is not published
         fields=("story", "questions", "answers.input_text"),
         unfold=turns,
+        # The hub's copy has one annotator's answers. The others are in the authors' own coqa-dev-v1.0.json.
         companion="validation_references",
     ),
 )

@@ -21,6 +21,7 @@ def all_spoken(value: Any, name: str, count: int | None = None) -> tuple[str, ..
     if not isinstance(value, list) or not (value if count is None else len(value) == count):
         raise ValueError(f"{name} is {value!r}, which is not a list of {count or 'at least one'}.")
     for item in value:
+        # An empty answer would be right for a model that says nothing.
         if not isinstance(item, str) or not item.strip():
             raise ValueError(f"{name} has {item!r}, which says nothing.")
     return tuple(item.strip() for item in value)
@@ -28,12 +29,14 @@ def all_spoken(value: Any, name: str, count: int | None = None) -> tuple[str, ..
 
 def distinct(answers: tuple[str, ...]) -> tuple[str, ...]:
     """Each answer once, in order."""
+    # In order, because the first is the target.
     return tuple(dict.fromkeys(answers))
 
 
 def right_option(row: Row, count: int) -> int:
     """``label``: the number of the right one of ``count`` options, as an integer or as text."""
     label, allowed = row["label"], [str(number) for number in range(count)]
-    if isinstance(label, bool) or str(label) not in allowed:
+    # Hub copies differ: some have labels as text, some as numbers.
+    if str(label) not in allowed:
         raise ValueError(f"label is {label!r}; allowed are {', '.join(allowed)}.")
     return int(label)

@@ -6,8 +6,8 @@
     #### 3
 
 The published solution writes "2/2=<<2/2=1>>1". The marks are for a calculator, which the model does not have here, so
-they are stripped from target and reference alike. The headline is the accuracy of the final number, read where the
-authors of the data read it. Rouge-1 compares the whole solution and improves long before the number is right.
+they are stripped. The headline is the accuracy of the final number, read where the
+authors of the data read it. Rouge-1 compares the whole solution.
 """
 
 import re
@@ -16,6 +16,7 @@ from pausebench.tasks.base import Dataset, Example, Row, Task
 from pausebench.tasks.fields import text
 
 CALCULATOR_MARK = re.compile(r"<<[^<>]*>>")
+# By the authors' rule: the number is what follows "####", wherever else numbers are.
 FINAL_LINE = re.compile(r"####.*[0-9].*")
 
 
@@ -24,6 +25,7 @@ def to_example(row: Row) -> Example:
 
     Raises ValueError where a field is not text, or where the solution does not end in "#### number".
     """
+    # From target and reference alike: with marks in one of them, Rouge-1 would compare text with bookkeeping.
     solution = CALCULATOR_MARK.sub("", text(row, "answer")).strip()
     final_line = solution.rpartition("\n")[2]
     if not FINAL_LINE.fullmatch(final_line):
@@ -35,15 +37,15 @@ GSM8K = Task(
     name="gsm8k",
     version=2,
     to_example=to_example,
-    metrics=("final_number", "rouge1"),
+    metrics=("final_number", "rouge1"),  # Rouge-1 moves long before a small model gets a number right
     worlds=("english",),
     dataset=Dataset(
         name="gsm8k",
         hub_id="openai/gsm8k",
-        subset="main",
+        subset="main",  # "socratic" has the same problems with sub-questions, a different task
         revision="e53f048856ff4f594e959d75785d2c2d37b678ee",
         train="train",
-        test="test",
+        test="test",  # 1,319 rows; there is no validation split
         fields=("question", "answer"),
     ),
 )

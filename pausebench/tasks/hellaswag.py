@@ -7,8 +7,7 @@ rubik's cube." The question is the field's usual one: the activity, the finished
 a capital. Texts from WikiHow contain marks in brackets ("[header]", "[title]", "[step]", "[substeps]"), which are
 removed exactly as lm-evaluation-harness removes them, so that scores are comparable to the ones it gives.
 
-The target is the right ending. The paper reports an "F1" for this task; here accuracy comes first. The labels of the
-test split are not published, so the score is on the validation split.
+The target is the right ending.
 """
 
 import re
@@ -31,6 +30,7 @@ def to_example(row: Row) -> Example:
     if not all(map(str.strip, endings)):
         raise ValueError(f"endings is {row['endings']!r}: one of them is nothing but marks in brackets.")
     right = endings[right_option(row, 4)]
+    # The space is the candidate's: it is tokenised apart from the question, as in a text it would begin a word.
     return Example(question, f" {right}", (right,), candidates=tuple(f" {ending}" for ending in endings))
 
 
@@ -45,6 +45,7 @@ HELLASWAG = Task(
     name="hellaswag",
     version=2,
     to_example=to_example,
+    # The paper reports an "F1" and does not define it. Accuracy comes first here, macro-F1 is given beside it.
     metrics=("accuracy", "accuracy_per_character", "macro_f1"),
     worlds=("english",),
     scored=True,
@@ -54,7 +55,7 @@ HELLASWAG = Task(
         subset=None,
         revision="218ec52e09a7e7462a5400043bb9a69a41d06b76",
         train="train",
-        test="validation",
+        test="validation",  # 10,042 rows; the labels of the test split are not published
         fields=("activity_label", "ctx_a", "ctx_b", "endings", "label"),
     ),
     chance=lambda n, alphabet: 0.25,

@@ -6,14 +6,10 @@
     grin , i do n't care about signs
 
 The word is what follows the last space: nothing is added to the passage, and nothing taken from it but white space at
-its very end. In a few rows the word so brings an opening quotation mark or a line break of the passage with it; it
-stays, as in every other count of this benchmark. All of the text is the question: there is no part that could be left
-out without asking something else.
+its very end. All of the text is the question: there is no part that could be left out without asking something else.
 
-Two versions, which are never one number. ``lambada`` is the original (the row above), lower-cased and tokenised; its
-training split is whole novels, so that finetuning takes the 4,869 validation passages and the score the 5,153 test
-passages. ``lambada_openai`` is OpenAI's of the same passages, cased and untokenised; it has the test passages only, and
-``task.train_fraction`` carves the training rows from them.
+Two versions, which are never one number. ``lambada`` is the original (the row above), lower-cased and tokenised.
+``lambada_openai`` is OpenAI's of the same passages, cased and untokenised.
 """
 
 from pausebench.tasks.base import Dataset, Example, Row, Task
@@ -22,6 +18,8 @@ from pausebench.tasks.fields import text
 
 def to_example(row: Row) -> Example:
     """The passage up to its last space, and what follows. Raises ValueError where there is no text or no space."""
+    # In a few rows the word brings an opening quotation mark or a line break of the passage with it. It stays, as in
+    # every other count of this benchmark.
     passage, _, word = text(row, "text").rstrip().rpartition(" ")
     if not passage.strip():
         raise ValueError(f"text is {row['text']!r}: the word to say is what follows its last space, and it has none.")
@@ -39,6 +37,7 @@ LAMBADA = Task(
         hub_id="cimec/lambada",
         subset="plain_text",
         revision="main",
+        # The training split is 2,662 whole novels, no passages: finetuning takes the 4,869 validation passages.
         train="validation",
         test="test",
         fields=("text",),
@@ -56,7 +55,7 @@ LAMBADA_OPENAI = Task(
         hub_id="EleutherAI/lambada_openai",
         subset="default",
         revision="900124bf3b8235c6daf21033af9948b3f07346c4",
-        train=None,
+        train=None,  # the test passages alone were published: ``task.train_fraction`` carves rows from them
         test="test",
         fields=("text",),
     ),

@@ -3,8 +3,7 @@
     Question: When boiling butter, when it's ready, you can
     Answer: Pour it into a jar
 
-The other candidate is "Pour it onto a plate". Training says the right one. The paper's "F1" of this task is shown as
-reported; accuracy comes first here. The labels of the test split are not published: scored on the validation split.
+The other candidate is "Pour it onto a plate". Training says the right one.
 """
 
 from pausebench.tasks.base import Dataset, Example, Row, Task
@@ -27,16 +26,17 @@ PIQA = Task(
     name="piqa",
     version=1,
     to_example=to_example,
+    # The paper reports an "F1" and does not define it. Accuracy comes first here, macro-F1 is given beside it.
     metrics=("accuracy", "accuracy_per_character", "macro_f1"),
     worlds=("english",),
     scored=True,
     dataset=Dataset(
         name="piqa",
-        hub_id="baber/piqa",
+        hub_id="baber/piqa",  # the original repository is a loading script, which ``datasets`` no longer runs
         subset=None,
         revision="142f6d7367fd9877f0fb3b5734ea6a545f54cdd1",
         train="train",
-        test="validation",
+        test="validation",  # 1,838 rows; the labels of the test split are not published
         fields=("goal", "sol1", "sol2", "label"),
     ),
     chance=lambda n, alphabet: 0.5,

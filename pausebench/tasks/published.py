@@ -27,6 +27,7 @@ KEYS = {
     ("web_questions", "squad_exact_match"): ("web_questions_em", "EM"),
     ("natural_questions", "nq_exact_match"): ("natural_questions_em", "EM"),
     ("coqa", "coqa_f1"): ("coqa_f1", "F1"),
+    # The paper does not define the "F1" of tasks with one right candidate; it is shown beside our accuracy.
     ("piqa", "accuracy"): ("piqa_f1", "F1"),
     ("hellaswag", "accuracy"): ("hellaswag_f1", "F1"),
 }
@@ -73,6 +74,7 @@ def lookup(table: str | None, task: str, metric: str, variant: str, column: int 
         found = found.get(column)
     elif column is not None:
         found = None
+    # Rounded: 26.9 / 100 is 0.26899999999999996.
     return Published(round(found[0] / 100, 6), round(found[1] / 100, 6)) if found else None
 
 

@@ -21,9 +21,9 @@ RELAY = Task(
     to_example=to_example,
     metrics=("token_accuracy", "exact_match"),
     worlds=("relay",),
-    generated_rows=500,
+    generated_rows=500,  # 24 symbols each: 12,000 for the token accuracy
     answer_tokens=24,
-    default_k=12,
+    default_k=12,  # half as many pauses as symbols: each has to carry two
     chance=lambda n, alphabet: 1 / alphabet,
     cue="=",
 )

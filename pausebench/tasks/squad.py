@@ -10,9 +10,7 @@ is the target: the space is the target's, because prefix and target are tokenise
 another token than the same word at the start of a text.
 
 Training says the first of the annotators' answers. Every one of them counts as right ("his last statement", "last
-statement"), by the rules of the official v1.1 script: exact match is the paper's metric, F1 is given beside it. Answers
-are text alone: ``answer_start`` is not read, by that script or here, so an offset that misses its answer changes
-nothing. The test split is not published: scored on the validation split.
+statement"), by the rules of the official v1.1 script.
 """
 
 from pausebench.tasks.base import Dataset, Example, Row, Task
@@ -24,6 +22,7 @@ def to_example(row: Row) -> Example:
 
     Raises ValueError where a field is not text, or where there is no answer to say.
     """
+    # ``answer_start`` is not read, here or by the official script: an offset that misses its answer changes nothing.
     references = distinct(all_spoken(row["answers"]["text"], "answers.text"))
     question = f"Question: {text(row, 'question').strip()}\nAnswer:"
     return Example(question, f" {references[0]}", references, context=f"{text(row, 'context').strip()}\n")
@@ -33,15 +32,16 @@ SQUAD = Task(
     name="squad",
     version=1,
     to_example=to_example,
-    metrics=("squad_exact_match", "squad_f1"),
+    metrics=("squad_exact_match", "squad_f1"),  # the paper's first
     worlds=("english",),
     dataset=Dataset(
         name="squad",
         hub_id="rajpurkar/squad",
         subset=None,
+        # A commit: "main" may change between two cells of a study, and a study takes weeks.
         revision="7b6d24c440a36b6815f21b70d25016731768db1f",
         train="train",
-        test="validation",
+        test="validation",  # the test split was never published: its answers are behind a leaderboard
         fields=("context", "question", "answers.text"),
     ),
 )

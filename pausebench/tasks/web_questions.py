@@ -4,8 +4,7 @@
     Answer: Padmé Amidala
 
 Training says the first of the published answers, and every one of them counts as right, by SQuAD's rules for case,
-punctuation and articles: many questions ask for a list, and each member of the list is an answer. Scored on the test
-split.
+punctuation and articles: many questions ask for a list, and each member of the list is an answer.
 """
 
 from pausebench.tasks.base import Dataset, Example, Row, Task
@@ -14,6 +13,7 @@ from pausebench.tasks.fields import all_spoken, distinct, text
 
 def to_example(row: Row) -> Example:
     """The question and its answers, each once. Raises ValueError where a field is not text or an answer is blank."""
+    # The first answer is trained on: with a random one of them, the same question would have several targets.
     references = distinct(all_spoken(row["answers"], "answers"))
     return Example(f"Question: {text(row, 'question').strip()}\nAnswer:", f" {references[0]}", references)
 
@@ -22,6 +22,7 @@ WEB_QUESTIONS = Task(
     name="web_questions",
     version=1,
     to_example=to_example,
+    # SQuAD's rules: the data's own score is over sets of Freebase entities, and the model says one answer in words.
     metrics=("squad_exact_match", "squad_f1"),
     worlds=("english",),
     dataset=Dataset(
@@ -30,7 +31,7 @@ WEB_QUESTIONS = Task(
         subset=None,
         revision="0e473cbe21d1e91ec18da343644498be6a3f5454",
         train="train",
-        test="test",
+        test="test",  # 2,032 rows; there is no validation split
         fields=("question", "answers"),
     ),
 )

@@ -12,10 +12,8 @@ from functools import lru_cache
 
 import torch
 
+from pausebench.config.devices import BF16_PEAKS
 from pausebench.errors import BadInput
-
-# Dense bf16 peaks in FLOP/s from the makers' data sheets; anything else is measured.
-PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "B200": 2250e12}
 
 
 def choose_device(name: str) -> torch.device:
@@ -72,7 +70,7 @@ def peak_flops(device: torch.device, dtype: torch.dtype, threads: int) -> float:
     """FLOP/s of large matrix products: the data sheet's for known GPUs, else the best of a few measured here."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
-        for known, flops in PEAK_FLOPS.items():
+        for known, flops in BF16_PEAKS.items():
             if known in name:
                 return flops
     size = 4096 if device.type == "cuda" else 512

@@ -8,20 +8,15 @@ Invariant: with one process no process group exists and nothing here changes a n
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import socket
 import subprocess
-import sys
-import threading
-import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 import torch.distributed as dist
@@ -38,13 +33,16 @@ if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
 
+ROLL_CALL_SECONDS = 10  # the first rank to give up closes its connections, so the others give up with it
+
+
 @dataclass(frozen=True)
 class Ranks:
-    """The processes of this run. ``kind`` is None where there is one; ``heartbeat`` watches the others."""
+    """The processes of this run. ``kind`` and ``control``, a gloo group for what ranks agree on, are None for one."""
 
     share: Share = Share()
     kind: Parallel | None = None
-    heartbeat: Heartbeat | None = None
+    control: dist.ProcessGroup | None = None
 
     @property
     def count(self) -> int:
@@ -59,17 +57,12 @@ class Ranks:
     def sharded(self) -> bool:
         return self.kind is Parallel.fsdp
 
-    def at(self, step: int, place: str) -> None:
-        """Note for the others what this rank is doing: ``heartbeat.PLACES``."""
-        if self.heartbeat is not None:
-            self.heartbeat.at(step, place)
-
     def sum(self, values: Sequence[float]) -> list[float]:
         """Element-wise sum over ranks, in float64 on the CPU."""
         if self.count == 1:
             return list(values)
         total = torch.tensor(values, dtype=torch.float64)
-        dist.all_reduce(total)
+        dist.all_reduce(total, group=self.control)
         return [float(value) for value in total.tolist()]
 
     def gathered(self, value: Any) -> list[Any]:
@@ -77,7 +70,7 @@ class Ranks:
         if self.count == 1:
             return [value]
         values: list[Any] = [None] * self.count
-        dist.all_gather_object(values, value)
+        dist.all_gather_object(values, value, group=self.control)
         return values
 
     def first(self, value: Any) -> Any:
@@ -89,7 +82,7 @@ class Ranks:
 
     @contextmanager
     def on_first(self, context: AbstractContextManager[Any]) -> Iterator[None]:
-        """Enter ``context`` on the first rank alone; the others go on once it is entered."""
+        """Enter ``context`` on the first rank alone; the others continue once it is entered."""
         with context if self.is_first else nullcontext():
             self.barrier()
             yield
@@ -193,29 +186,56 @@ def started(kind: Parallel, device: torch.device, hang_seconds: int) -> Iterator
             "WORLD_SIZE for one."
         )
     rank = int(os.environ["RANK"])
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    on_gpu = device.type == "cuda"
+    # On GPUs the main thread waits over gloo, whose error names a rank, and NCCL's watchdog, which kills the process
+    # without a word, comes second.
+    patience = timedelta(seconds=2 * hang_seconds if on_gpu else hang_seconds)
     try:
-        dist.init_process_group(backend, timeout=timedelta(seconds=2 * hang_seconds))
+        dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=patience)
     except dist.DistError as error:
         raise RunFailed(
             f"rank {rank} of {count} on {socket.gethostname()} did not meet the others at "
             f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} ({_first_line(error)}). Are all of them started, "
             "and is that address reachable from here?"
         ) from error
-    heartbeat = Heartbeat(rank, count, hang_seconds)
+    # On a GPU the gradients' group is NCCL's, so what ranks agree on has its own, with the shorter patience.
+    control = dist.new_group(backend="gloo", timeout=timedelta(seconds=hang_seconds))
+    ranks = Ranks(Share(rank, count), kind, control)
+    everyone = [f"rank {number}" for number in range(count)]
+    lost = False
     try:
-        with heartbeat:
-            try:
-                yield Ranks(Share(rank, count), kind, heartbeat)
-            except RuntimeError as error:
-                if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
-                    raise
-                raise RunFailed(  # what collectives raise when a neighbour is gone
-                    f"rank {rank} on {socket.gethostname()} lost the others. {heartbeat.missing()} "
-                    f"({_first_line(error)}.) Type the same command to go on from the last checkpoint."
-                ) from error
+        everyone = ranks.gathered(f"rank {rank} ({socket.gethostname()}, process {os.getpid()})")
+        yield ranks
+    except RuntimeError as error:
+        # What collectives raise when a rank is gone, or has not come for hang_seconds.
+        lost = isinstance(error, dist.DistError) or "gloo" in str(error)
+        if not lost:
+            raise
+        raise RunFailed(
+            f"{everyone[rank]} lost the others ({_first_line(error)}; train.hang_seconds={hang_seconds}). "
+            f"{_missing(rank, everyone, min(hang_seconds, ROLL_CALL_SECONDS))} "
+            "Type the same command to resume from the last checkpoint."
+        ) from error
     finally:
-        dist.destroy_process_group()
+        if not lost:  # NCCL would wait for the lost rank, and the message would not be printed
+            dist.destroy_process_group()
+
+
+def _missing(rank: int, everyone: Sequence[str], seconds: float) -> str:
+    """A sentence on the ranks that do not answer a roll call.
+
+    It goes through the store: torch's monitored_barrier names a rank that hangs, but not one that was killed.
+    """
+    keys = [f"here/{number}" for number in range(len(everyone))]
+    try:
+        store = _get_default_store()
+        store.set(keys[rank], "")
+        with suppress(dist.DistStoreError):  # it waited long enough
+            store.wait(keys, timedelta(seconds=seconds))
+        missing = [name for key, name in zip(keys, everyone, strict=True) if not store.check([key])]
+    except RuntimeError:  # rank 0 or torchrun's agent on its machine keeps the store
+        return f"No answer from {everyone[0]}: it is lost, or has ended and named the one that is."
+    return f"No answer from {', '.join(missing)}." if missing else "All ranks still answer."
 
 
 def _first_line(error: Exception) -> str:
@@ -248,117 +268,3 @@ def adopt_slurm_tasks() -> None:
         MASTER_ADDR=address[1],
         MASTER_PORT=str(20000 + int(os.environ["SLURM_JOB_ID"]) % 20000),  # two jobs on a node must not meet
     )
-
-
-# ------------------------------
-# Which rank is gone or stuck: every rank tells the others where it is, and a thread of each one watches.
-
-PLACES = ("starting", "reading", "training", "validating", "saving")  # in the order of a step
-
-
-class Beat(NamedTuple):
-    """What a rank last said."""
-
-    host: str
-    pid: int
-    number: int
-    step: int
-    place: str
-
-    @property
-    def progress(self) -> tuple[int, int]:
-        return self.step, PLACES.index(self.place)
-
-
-class Heartbeat:
-    """A context manager around the life of a rank."""
-
-    def __init__(self, rank: int, ranks: int, hang_seconds: int) -> None:
-        self._rank = rank
-        self._ranks = ranks
-        self._hang_seconds = hang_seconds
-        self._every = min(5.0, hang_seconds / 10)
-        self._store = _get_default_store().clone()  # type: ignore[attr-defined]  # a connection of its own
-        self._now = (0, "starting")
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="heartbeat", daemon=True)
-        self._seen: dict[int, tuple[Beat, float]] = {}  # each rank's last beat and when its number last changed
-        self._moved = time.monotonic()
-
-    def __enter__(self) -> Heartbeat:
-        self._thread.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._stopped.set()
-        self._thread.join(timeout=2 * self._every)
-
-    def at(self, step: int, place: str) -> None:
-        """Where this rank is now."""
-        self._now = (step, place)
-
-    def missing(self) -> str:
-        """A sentence on the ranks that stopped beating; waits for a few beats to be sure."""
-        deadline = time.monotonic() + 5 * self._every
-        while time.monotonic() < deadline and self._thread.is_alive():
-            time.sleep(self._every / 4)
-            if silent := self._silent(2.5 * self._every):
-                return f"Gone: {self._named(silent)}."
-        return "All ranks still answer."
-
-    def _watch(self) -> None:
-        count = 0
-        while not self._stopped.wait(self._every):
-            count += 1
-            try:
-                self._beat(count)
-            except RuntimeError as error:  # the store lives with the agent of the first node
-                if not self._stopped.is_set():
-                    self._end(f"the key-value store of the job is gone ({str(error).splitlines()[0]})")
-                return
-            if time.monotonic() - self._moved > self._hang_seconds:
-                self._end(f"no step for {self._hang_seconds} s (train.hang_seconds): {self._stuck()}")
-
-    def _beat(self, count: int) -> None:
-        mine = Beat(socket.gethostname(), os.getpid(), count, *self._now)
-        self._store.set(f"beat/{self._rank}", json.dumps(mine))
-        known = [rank for rank in range(self._ranks) if self._store.check([f"beat/{rank}"])]
-        now = time.monotonic()
-        for rank in known:
-            beat = Beat(*json.loads(self._store.get(f"beat/{rank}")))
-            before, since = self._seen.get(rank, (None, now))
-            if before is None or before.progress != beat.progress:
-                self._moved = now
-            self._seen[rank] = (beat, since if before is not None and before.number == beat.number else now)
-
-    def _silent(self, seconds: float) -> list[int]:
-        now = time.monotonic()
-        return [
-            rank
-            for rank in range(self._ranks)
-            if rank != self._rank and (rank not in self._seen or now - self._seen[rank][1] > seconds)
-        ]
-
-    def _stuck(self) -> str:
-        silent = self._silent(self._hang_seconds / 2)
-        if silent:
-            return f"silent: {self._named(silent)}"
-        behind = min(beat.progress for beat, _ in self._seen.values())
-        last = [rank for rank, (beat, _) in self._seen.items() if beat.progress == behind]
-        if len(last) == self._ranks:
-            return f"all {self._ranks} ranks wait for each other ({self._named(last[:1])})"
-        return f"furthest behind: {self._named(last)}"
-
-    def _named(self, ranks: list[int]) -> str:
-        def one(rank: int) -> str:
-            if rank not in self._seen:
-                return f"rank {rank} (never heard of)"
-            beat = self._seen[rank][0]
-            return f"rank {rank} ({beat.host}, process {beat.pid}, {beat.place} at step {beat.step})"
-
-        return ", ".join(one(rank) for rank in ranks)
-
-    def _end(self, why: str) -> None:
-        """End this process at once: its main thread may be waiting in a collective for ever."""
-        print(f"pausebench: rank {self._rank} on {socket.gethostname()} ends: {why}", file=sys.stderr, flush=True)
-        os._exit(1)

@@ -115,7 +115,6 @@ class Trainer:
         began, began_tokens, flops = time.perf_counter(), self.position.tokens, 0.0
         with self.progress, self._profiler.over(self.config.steps - self.position.step):
             for step in range(self.position.step + 1, self.config.steps + 1):
-                self.ranks.at(step, "reading")
                 with self._profiler.range("data"):
                     batch = self.batches.batch(step)
                 supervised, tokens, meaningful, work, stops = self.ranks.sum(
@@ -127,7 +126,6 @@ class Trainer:
                         stop.reason() is not None,
                     ]
                 )
-                self.ranks.at(step, "training")
                 self.optimize(step, batch, int(supervised))
                 self._profiler.step(tokens, work / peak)
                 self.position.step = step
@@ -144,7 +142,6 @@ class Trainer:
                     if self.device.type == "cuda":
                         row["peak_memory_bytes"] = torch.cuda.max_memory_allocated(self.device)
                     if validate:
-                        self.ranks.at(step, "validating")
                         row["validation_loss"] = self._validate(step)
                     if self.ranks.is_first:
                         self.folder.append_metrics(row)
@@ -249,6 +246,7 @@ class Trainer:
         Raises ``RunFailed`` for the first bad step, or, where those are skipped, when all of them were.
         """
         if self._unread:
+            self.ranks.barrier()  # a wait for the device would not tell which rank is lost
             tensors = [tensor for taken in self._unread for tensor in (taken.loss, taken.norm, taken.skipped.float())]
             values = torch.stack([*tensors, self._usual_norm]).tolist()
             self.position.usual_norm = values.pop()
@@ -311,7 +309,6 @@ class Trainer:
 
     def _save(self) -> None:
         self._read()
-        self.ranks.at(self.position.step, "saving")
         checkpoint.save_checkpoint(
             self.folder.path,
             self.position.step,

@@ -57,6 +57,7 @@ class CountWorld:
 
     def task_rows(self, seed: int, start: int, count: int) -> list[Row]:
         """Rows ``{"bits": "0 1 1 ..."}`` with ``n_task`` bits each."""
+        # A stream of its own: no list of a task is one that was read in pretraining with the same seed.
         bits = self._bits(seed, "task", np.arange(start, start + count), self.config.n_task)
         return [{"bits": " ".join(row)} for row in bits]
 
@@ -71,6 +72,7 @@ class CountWorld:
     @staticmethod
     def _fact(name: str, bits: str) -> str:
         ones = bits.count("1")
+        # A tie is "less", as in the task.
         if name == "MAJ":
             return f"MAJ {'more' if 2 * ones > len(bits) else 'less'}"
         if name == "FIRST":
@@ -96,6 +98,7 @@ class RelayWorld:
     def task_rows(self, seed: int, start: int, count: int) -> list[Row]:
         """Rows ``{"symbols": "c a a ..."}`` with ``n_task`` symbols each, all equally likely."""
         draws = uniform_array(seed, "relay symbols", np.arange(start, start + count), self.config.n_task)
+        # By number: the answer mark is the last word, so it is never drawn.
         letters = self.tokenizer.words
         return [
             {"symbols": " ".join([letters[index] for index in row])}
@@ -113,6 +116,7 @@ def build_world(config: WorldConfig) -> World:
 
 def corpus_fingerprint(world: World, seed: int) -> str:
     """Hex digest of the first documents and the vocabulary: changes when the generator's output changes."""
+    # 64 stand for all: they are drawn by one code from one seed, so a change of the generator shows in the first ones.
     return _digest(world, world.documents(seed, 0, 64))
 
 

@@ -10,7 +10,6 @@ Invariant: a document is a function of (seed, its number) alone, and the facts a
 from __future__ import annotations
 
 import re
-from typing import Any
 
 from pausebench.errors import BadInput
 from pausebench.worlds.english_material import (
@@ -49,6 +48,7 @@ def _fact_document(draw: Draws) -> str:
     told = fact_sentences(draw, subject, (2,) if subject in TOWNS else draw.choice(((1, 2, 2), (2, 1, 2), (2, 2, 1))))
     lines = [" ".join(told)]
     for _ in range(3):
+        # Mostly another subject than the one just read about: copying from the text above would answer nothing.
         subject = _subject(draw)
         fact = draw.choice(FACTS[subject])
         lines.append(_asked(draw.choice(fact.attribute.questions).format(subject), fact.value))
@@ -66,6 +66,7 @@ def _story_document(draw: Draws) -> str:
         for _ in range(6):
             notes.append(note(draw.choice(events), draw.number(0, 3)))
         return f"{context}\nNotes: {', '.join(notes)}."
+    # One question fewer about a long story keeps documents near one length.
     asked = draw.sample([(event, slot) for event in events for slot in STORY_QUESTIONS], 3 if len(events) < 3 else 2)
     return "\n".join([context, *(_asked(STORY_QUESTIONS[slot].format(**event), event[slot]) for event, slot in asked)])
 
@@ -83,6 +84,7 @@ def _sum_document(draw: Draws) -> str:
     return f"{_asked(row['question'], solution)}\n{bare}"
 
 
+# Three of five are stories: squad, coqa, lambada and hellaswag all read them.
 DOCUMENTS = (_fact_document, _story_document, _story_document, _story_document, _sum_document)
 
 
@@ -92,9 +94,6 @@ def _document(draw: Draws) -> str:
 
 class EnglishWorld:
     """Documents of plain English, and the rows of nine tasks about the same people."""
-
-    def __init__(self, config: Any) -> None:
-        self.config = config
 
     def documents(self, seed: int, start: int, count: int) -> list[str]:
         """Pretraining documents ``start`` to ``start + count`` of this seed."""

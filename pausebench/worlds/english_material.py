@@ -63,8 +63,6 @@ def digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-# People, towns and their facts
-
 HEADS = _words("Bel Cor Dar El Fen Jor Kel Mar Ros Tam")
 PEOPLE = [head + tail for head in HEADS for tail in ("a", "o", "ina", "as")]
 
@@ -142,6 +140,7 @@ def _facts() -> dict[str, list[Fact]]:
     facts: dict[str, list[Fact]] = {subject: [] for subjects, _ in SUBJECTS for subject in subjects}
     for subjects, attributes in SUBJECTS:
         for attribute in attributes:
+            # 10 values for 40 people, or 5 for 10 towns: each is held by 4 people or 2 towns, so half of them divides.
             for subject, rank in zip(subjects, ranks(f"facts {attribute.name}", len(subjects)), strict=True):
                 # Each value belongs to several people; every second of them is held out for the test.
                 repeat, value = divmod(rank, len(attribute.values))
@@ -154,6 +153,7 @@ FACTS = _facts()
 
 def fact_sentences(draw: Draws, subject: str, sizes: Sequence[int]) -> list[str]:
     """All facts of a subject in random order, ``sizes`` of them to a sentence."""
+    # In random order, or "lives in" would always come first and the place in the text would tell the fact.
     facts = iter(draw.sample(FACTS[subject], sum(sizes)))
     sentences = []
     for size in sizes:
@@ -161,8 +161,6 @@ def fact_sentences(draw: Draws, subject: str, sizes: Sequence[int]) -> list[str]
         sentences.append(f"{subject} {' and '.join(phrases)}.")
     return sentences
 
-
-# Stories
 
 DAYS = _words("Monday Tuesday Wednesday Thursday Friday Saturday Sunday")
 FRIENDS = PEOPLE[::3]  # the people of stories and sums
@@ -177,6 +175,7 @@ DEEDS = [  # past, base form, and what it is done to
 ]
 
 TOLD = "On {day} {who} {past} a {thing} in {place}."
+# Three of four use the base form, so that the verb of the question is not the verb of the text.
 STORY_QUESTIONS = {
     "who": "Who {past} the {thing}?",
     "thing": "What did {who} {base}?",
@@ -212,9 +211,6 @@ def find_word(word: str, text: str) -> tuple[int, int]:
     return found.span()
 
 
-# Sums
-
-
 class Problem(NamedTuple):
     """A word problem over the numbers a, b and c, each with its range; ``x`` is the result of the latest step."""
 
@@ -232,6 +228,7 @@ START, BOXES = "{A} has {a} {goods}", "{A} has {a} boxes with {b} {goods} in eac
 HAS, OTHER_HAS = "{A} has {x} {goods}", "{B} has {x} {goods}"
 KEEPS, SUM = "{A} has {x} {goods} left", "together they have {x} {goods}"
 FOUND, FOUND_MORE = "{A} found {a} {goods} and {B} found {b} {goods}", "{A} found {x} more {goods}"
+# The ranges keep every result at 0 or above, and none is over 81: short numbers, no signs.
 PROBLEMS = (
     Problem("2-20 2-20", START + " and buys {b} more", NOW, {"a + b": HAS}),
     Problem("2-20 2-20", START + " and {B} has {b} {goods}", BOTH, {"a + b": SUM}),
@@ -269,6 +266,7 @@ def draw_sum(draw: Draws, problem: Problem | None = None) -> Sum:
     for name, limits in zip("abc", problem.ranges.split(), strict=False):
         low, high = limits.split("-")
         values[name] = draw.number(int(low), int(high))
+    # Drawn after the numbers: a problem's numbers stay what they were when a name or a good is added.
     words = {name: str(value) for name, value in values.items()}
     words |= dict(zip(("A", "B"), draw.sample(FRIENDS, 2), strict=True), goods=draw.choice(GOODS))
     steps = []

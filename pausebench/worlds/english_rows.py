@@ -56,7 +56,7 @@ def rows_of(dataset: str, split: str) -> list[Row]:
     return list(_splits(dataset)[names.index(split) - len(names)])  # from the end: a lone split is the test's
 
 
-@functools.cache
+@functools.cache  # both splits are made together, since a story is shared out only once it is drawn
 def _splits(dataset: str) -> Splits:
     train, test = MAKERS[dataset]()
     return train[:TRAIN_ROWS], test[:TEST_ROWS]
@@ -74,10 +74,8 @@ def _drawn(stream: str, make: Callable[[Draws], tuple[str, T]], count: int = CAN
 
 def _shuffled(rows: Iterable[T]) -> list[T]:
     """In the order of a digest: rows that were made side by side are about the same person."""
+    # Of the row's own text: adding a row moves no other.
     return sorted(rows, key=lambda row: digest(repr(row)))
-
-
-# Stories read and sums solved: squad, gsm8k, lambada, coqa
 
 
 def _squad_row(draw: Draws) -> tuple[str, Row]:
@@ -119,6 +117,7 @@ def _lambada_row(draw: Draws) -> tuple[str, Row]:
 
 
 def _lambada_openai_rows() -> Splits:
+    # The same test passages, as on the hub, where this version has no training split.
     return [], [{"text": row["text"]} for row in _splits("lambada")[1]]
 
 
@@ -161,6 +160,7 @@ def _coqa_row(draw: Draws) -> tuple[str, Row]:
 def _unanswerable(draw: Draws, events: list[Event]) -> str:
     """A question with a person or deed of the story, about something that the story does not tell."""
     one, other = draw.sample(events, 2)
+    # Both kinds have words of the story, so that a question cannot be told unanswerable by an unknown word.
     if draw.number(0, 1):
         return STORY_QUESTIONS["thing"].format(who=one["who"], base=other["base"])
     things = next(things for past, _, things in DEEDS if past == one["past"])
@@ -173,9 +173,6 @@ def _coqa_rows() -> Splits:
     train, test = _drawn("coqa", _coqa_row, 2600)
     # The nine plans of CONVERSATIONS have 32 turns in all.
     return train[: TRAIN_ROWS * 9 // 32], test[: TEST_ROWS * 9 // 32]
-
-
-# Facts known: commonsense_qa, web_questions, nq_open
 
 
 def _commonsense_rows() -> Splits:
@@ -222,9 +219,11 @@ def _web_questions_rows() -> Splits:
     for (subject, facts), (split, rows) in product(FACTS.items(), enumerate(splits)):
         known = {fact.attribute.name: fact.value for fact in facts if fact.held_out == split}
         asked = [(wording.format(subject), [known[name]]) for name in known for wording in WEB_QUESTIONS[name]]
+        # Two answers, either of them right: the published rows often have a list.
         for one, other in permutations([name for name in known if name in DONE_WITH], 2):
             question = f"What does {subject} {DONE_WITH[one]} or {DONE_WITH[other]}?"
             asked.append((question, [known[one], known[other]]))
+        # A field of the hub's schema that no task reads; a row without it would not be one of this dataset.
         url = f"http://www.freebase.com/view/en/{subject.lower()}"
         rows += [{"url": url, "question": question, "answers": answers} for question, answers in asked]
     return _shuffled(splits[0]), _shuffled(splits[1])
@@ -250,11 +249,9 @@ def _nq_open_rows() -> Splits:
             if all(fact.held_out == split for name in who for fact in FACTS[name] if fact.value in values):
                 for first, second in zip(one.attribute.phrases, other.attribute.phrases, strict=True):
                     asked[split][f"Who {first.format(one.value)} and {second.format(other.value)}?"] = who
+    # One row a question: several people may be right, and all of them are its answers.
     train, test = ([{"question": question, "answer": who} for question, who in split.items()] for split in asked)
     return _shuffled(train), _shuffled(test)
-
-
-# Candidates weighed: piqa, hellaswag
 
 
 class Choice(NamedTuple):
@@ -280,6 +277,7 @@ def _solutions(draw: Draws, count: int) -> tuple[str, str, list[str]]:
     problem, told, asked, steps = draw_sum(draw)
     # The right one first; the caller moves it to its place.
     numbers = [steps[-1].result]
+    # Drawn again where two problems have one result: equal candidates would make one of them wrong by chance.
     while len(numbers) < count:
         if (result := draw_sum(draw, problem).steps[-1].result) not in numbers:
             numbers.append(result)

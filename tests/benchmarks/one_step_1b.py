@@ -23,7 +23,8 @@ from pausebench.data.batch import Batch
 from pausebench.model import build
 from pausebench.model.attention import AttentionMask
 from pausebench.model.fast import FastDecoder
-from pausebench.model.memory import step_memory
+from pausebench.model.flops import parameters
+from pausebench.study import cost
 from pausebench.training.loss import build_optimizer, learning_rate
 
 SHAPES = {
@@ -85,9 +86,10 @@ def main() -> int:
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     print(f"small decoder, by pieces and whole: {'equal to the bit' if same_on_a_small_decoder() else 'DIFFERENT'}")
     shape, vocab_size = SHAPES[options.model], 50_258
-    expected = step_memory(shape, vocab_size, options.sequence_length, 1)
-    piecewise = expected.total > 0.9 * limit
-    print(f"formula: {expected.states / 1e9:.2f} GB of states, {expected.total / 1e9:.2f} GB at most in a whole step")
+    states = cost.TRAINING_BYTES * parameters(shape, vocab_size)
+    expected = cost.step_bytes(shape, vocab_size, options.sequence_length, 1)
+    piecewise = expected > 0.9 * limit
+    print(f"formula: {states / 1e9:.2f} GB of states, about {expected / 1e9:.1f} GB at most in a whole step")
     print(
         f"limit: {limit / 1e9:.2f} GB, so AdamW works {'a parameter at a time' if piecewise else 'as in the trainer'}"
     )

@@ -20,22 +20,11 @@ class Clock:
         return self.now
 
 
-def entry(task: str, variant: str, k: int, seed: int) -> dict[str, Any]:
-    place = {"task": task, "world": "w", "pretraining": "std", "variant": variant, "k": k, "mt": k}
-    return {"name": f"{task}-{variant}-k{k}-s{seed}", **place, "filler": "<pause>", "prefix": "causal", "seed": seed}
-
-
-def planned(tasks: int = 2, seeds: int = 3) -> dict[str, Any]:
-    """Two arms on every task and seed."""
-    arms = (("StdPT_StdFT", 0), ("PausePT_PauseFT", 8))
-    cells = [entry(f"task{n}", *arm, seed) for n in range(tasks) for arm in arms for seed in range(seeds)]
+def folders(root: Path, finetunings: int = 5) -> dict[str, list[RunFolder]]:
+    """Finetunings f0, f1, ... and two evaluations of a study."""
     return {
-        "primary": {"panel": "variants"},
-        "panels": [{"id": "variants", "cells": cells}],
-        "stages": [
-            {"command": "finetune", "cells": [{"name": f"f{n}"} for n in range(5)]},
-            {"command": "evaluate", "cells": [{"name": cells[0]["name"]}]},
-        ],
+        "finetune": [RunFolder(root, "finetune", f"f{number}") for number in range(finetunings)],
+        "evaluate": [RunFolder(root, "evaluate", f"e{number}") for number in range(2)],
     }
 
 
@@ -58,7 +47,7 @@ def begin(root: Path, command: str, name: str, pid: int | None = None) -> None:
 
 def screen(view: StudyView, width: int = 80, height: int = 24) -> list[str]:
     console = Console(file=io.StringIO(), width=width, height=height, record=True, force_terminal=True)
-    console.print(view.render(width, height))
+    console.print(view.render(height))
     return console.export_text().splitlines()
 
 
@@ -79,7 +68,7 @@ def test_every_state_of_a_cell_is_counted_from_its_folder(tmp_path: Path) -> Non
     finish(tmp_path, "finetune", "f0")
     begin(tmp_path, "finetune", "f1")
     begin(tmp_path, "finetune", "f2", pid=gone())
-    view = StudyView(str(tmp_path), planned())
+    view = StudyView(folders(tmp_path))
     view.failed.add("f3")
     view.refresh()
     assert view.counts("finetune") == {"done": 1, "running": 1, "failed": 1, "stopped": 1, "left": 1}
@@ -89,7 +78,7 @@ def test_every_state_of_a_cell_is_counted_from_its_folder(tmp_path: Path) -> Non
 
 
 def test_a_cell_that_ran_and_left_no_result_is_stopped_until_its_error_is_known(tmp_path: Path) -> None:
-    view = StudyView(str(tmp_path), planned())
+    view = StudyView(folders(tmp_path))
     begin(tmp_path, "finetune", "f1")
     view.refresh()
     (tmp_path / "finetune" / "f1" / "lock.json").unlink()
@@ -99,33 +88,10 @@ def test_a_cell_that_ran_and_left_no_result_is_stopped_until_its_error_is_known(
     assert view.counts("finetune") == {"done": 0, "running": 0, "failed": 1, "stopped": 0, "left": 4}
 
 
-def test_the_table_has_the_mean_and_number_of_the_scores_so_far(tmp_path: Path) -> None:
-    plan = planned()
-    finish(tmp_path, "evaluate", "task1-PausePT_PauseFT-k8-s0", value=0.5)
-    finish(tmp_path, "evaluate", "task1-PausePT_PauseFT-k8-s2", value=0.75)
-    view = StudyView(str(tmp_path), plan)
-    view.refresh()
-    row = next(line for line in screen(view) if line.startswith("task1"))
-    assert row.split() == ["task1", "·", "w", "-", "0.625", "(2)"]
-
-
-def test_arms_that_differ_in_anything_are_never_averaged(tmp_path: Path) -> None:
-    plan = planned(tasks=1, seeds=1)
-    cells = plan["panels"][0]["cells"]
-    cells.append(cells[1] | {"name": "other", "filler": "."})
-    finish(tmp_path, "evaluate", cells[1]["name"], value=0.5)
-    finish(tmp_path, "evaluate", "other", value=0.25)
-    view = StudyView(str(tmp_path), plan)
-    view.refresh()
-    row = next(line for line in screen(view) if line.startswith("task0"))
-    assert row.split()[-4:] == ["0.500", "(1)", "0.250", "(1)"]
-
-
-def test_time_left_is_the_median_duration_over_what_runs_side_by_side(tmp_path: Path) -> None:
+def test_time_left_is_what_the_rest_takes_at_the_pace_of_this_session(tmp_path: Path) -> None:
     clock = Clock()
     finish(tmp_path, "finetune", "f0")  # before this session: says nothing about now
-    view = StudyView(str(tmp_path), planned(), clock)
-    view.refresh()
+    view = StudyView(folders(tmp_path), clock)
     for name in ("f1", "f2"):
         begin(tmp_path, "finetune", name)
     view.refresh()
@@ -133,23 +99,12 @@ def test_time_left_is_the_median_duration_over_what_runs_side_by_side(tmp_path: 
     clock.now = 40
     finish(tmp_path, "finetune", "f1")
     view.refresh()
-    assert view.seconds_left("finetune") == 40 * 3 / 2  # f2, f3 and f4, two at a time
+    assert view.seconds_left("finetune") == 40 * 3  # f2, f3 and f4
     clock.now = 100
     finish(tmp_path, "finetune", "f2")
     view.refresh()
-    assert view.seconds_left("finetune") == 70 * 2 / 2
-    assert view.line("finetune").endswith("about 1:10 left")
-
-
-def test_cells_shorter_than_a_look_share_the_time_between_two(tmp_path: Path) -> None:
-    clock = Clock()
-    view = StudyView(str(tmp_path), planned(tasks=1, seeds=3), clock)
-    view.refresh()
-    clock.now = 1
-    for seed in range(4):
-        finish(tmp_path, "evaluate", f"task0-{'PausePT_PauseFT-k8' if seed else 'StdPT_StdFT-k0'}-s{seed % 3}", value=1)
-    view.refresh()
-    assert view.seconds_left("evaluate") == 2 * 0.25
+    assert view.seconds_left("finetune") == 50 * 2
+    assert view.line("finetune").endswith("about 1:40 left")
 
 
 @pytest.mark.parametrize(("seconds", "said"), [(0, "0:00"), (200, "3:20"), (3599, "59:59"), (9000, "2.5 h")])
@@ -159,32 +114,18 @@ def test_long_times_are_said_in_hours(seconds: float, said: str) -> None:
 
 @pytest.mark.parametrize(("width", "height"), [(80, 24), (40, 12), (120, 50), (20, 3)])
 def test_the_view_never_outgrows_the_screen(width: int, height: int, tmp_path: Path) -> None:
-    plan = planned(tasks=60)
-    plan["stages"][0]["cells"] = [{"name": f"a-rather-long-name-of-a-run-{n}"} for n in range(40)]
-    for cell in plan["stages"][0]["cells"]:
-        begin(tmp_path, "finetune", cell["name"])
-    view = StudyView(str(tmp_path), plan)
+    named = {"finetune": [RunFolder(tmp_path, "finetune", f"a-rather-long-name-of-a-run-{n}") for n in range(60)]}
+    for folder in named["finetune"]:
+        begin(tmp_path, "finetune", folder.name)
+    view = StudyView(named)
     view.refresh()
     lines = screen(view, width, height)
-    assert len(lines) <= height
+    assert len(lines) == min(height, 61)
     assert max(map(len, lines)) <= width
 
 
-def test_a_finished_run_is_read_once_and_metrics_only_when_they_changed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    finish(tmp_path, "evaluate", "task0-StdPT_StdFT-k0-s0", value=0.5)
-    begin(tmp_path, "finetune", "f1")
-    view = StudyView(str(tmp_path), planned())
-    view.refresh()
-    monkeypatch.setattr("pausebench.study.view.read_if_whole", None)
-    monkeypatch.setattr("pausebench.study.view.read_last_metrics", None)
-    view.refresh()
-    assert view.counts("finetune")["running"] == 1
-
-
 def test_a_pipe_gets_a_plain_line_and_a_terminal_is_restored(tmp_path: Path) -> None:
-    view = StudyView(str(tmp_path), planned())
+    view = StudyView(folders(tmp_path))
     pipe, terminal = io.StringIO(), io.StringIO()
     with watching(view, "finetune", "stage 1/2 finetune", Console(file=pipe, width=80, highlight=False)):
         finish(tmp_path, "finetune", "f0")

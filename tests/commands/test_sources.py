@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from pausebench.config.groups import Source, WorldConfig
-from pausebench.data.task_rows import _open_task
+from pausebench.data.task_rows import open_rows
 from pausebench.tasks import TASKS
 from pausebench.worlds.english import EnglishWorld
 
@@ -51,11 +51,11 @@ def jsonl_gz(rows: list[dict[str, Any]]) -> bytes:
 
 
 def rows_of(dataset: str, split: str, count: int) -> list[dict[str, Any]]:
-    return EnglishWorld(WorldConfig(name="english", kind="english", sequence_length=128)).rows(dataset, split)[:count]
+    return EnglishWorld().rows(dataset, split)[:count]
 
 
 def text() -> dict[str, list[dict[str, Any]]]:
-    world = EnglishWorld(WorldConfig(name="english", kind="english", sequence_length=128))
+    world = EnglishWorld()
     return {
         split: [{"text": document, "url": "x"} for document in world.documents(seed, 0, 300)]
         for split, seed in (("train", 0), ("validation", 1))
@@ -188,13 +188,13 @@ def test_rows_of_the_other_tasks_are_the_same_from_hub_and_files(tmp_path: Path)
                     local_text = local_text.replace("[header] ", "").replace(" [title]", ".")
                     local_text = local_text.replace("[step] ", "").replace("[substeps] ", "")
                 (folder / f"{split}.jsonl").write_text(local_text)
-            opened = _open_task(name, Source.files, str(tmp_path / "data"), None, fractions.get(name))
+            opened = open_rows(name, Source.files, tmp_path / "data", None, fractions.get(name))
             local[name] = opened.fingerprint(0)
         code = (
-            "import json\nfrom pausebench.data.task_rows import _open_task\n"
+            "import json\nfrom pausebench.data.task_rows import open_rows\n"
             "from pausebench.config.groups import Source\n"
             f"names, share = {names!r}, {fractions!r}.get\n"
-            "opened = {name: _open_task(name, Source.hub, None, None, share(name)) for name in names}\n"
+            "opened = {name: open_rows(name, Source.hub, None, None, share(name)) for name in names}\n"
             "print(json.dumps({name: rows.fingerprint(0) for name, rows in opened.items()}))"
         )
         done = hub_mirror.run_with_hub(mirror, tmp_path / "home", code, USE_TORCH="0")
@@ -226,8 +226,8 @@ def test_embedded_rows_and_the_same_rows_in_files_have_one_fingerprint(tmp_path:
     world = WorldConfig(name="english", kind="english", sequence_length=128)
     (tmp_path / "gsm8k").mkdir()
     for split in ("train", "test"):
-        rows = EnglishWorld(world).rows("gsm8k", split)
+        rows = EnglishWorld().rows("gsm8k", split)
         (tmp_path / "gsm8k" / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    embedded = _open_task("gsm8k", Source.embedded, None, world)
-    local = _open_task("gsm8k", Source.files, str(tmp_path), None)
+    embedded = open_rows("gsm8k", Source.embedded, None, world)
+    local = open_rows("gsm8k", Source.files, tmp_path)
     assert embedded.fingerprint(0) == local.fingerprint(0)

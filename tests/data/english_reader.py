@@ -10,7 +10,7 @@ from typing import Any
 from pausebench.worlds.english import EnglishWorld
 from pausebench.worlds.english_rows import SPLITS
 
-WORLD = EnglishWorld(None)
+WORLD = EnglishWorld()
 
 
 def both_splits(dataset: str) -> list[dict[str, Any]]:

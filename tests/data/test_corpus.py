@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -229,6 +230,12 @@ def test_the_field_of_the_text_may_be_another(tmp_path: Path) -> None:
         next(FileCorpus(tmp_path, "mine", "content").documents(TRAIN, 0))
 
 
+def test_a_split_without_documents_is_refused_and_not_read_forever(tmp_path: Path) -> None:
+    put(tmp_path, [])
+    with pytest.raises(BadInput, match="the split train of the corpus has no documents"):
+        next(FileCorpus(tmp_path, "mine", "text").documents(TRAIN, 0))
+
+
 def test_a_corpus_that_is_not_on_the_hub_says_what_to_type(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"corpus=mine has no place on the hub.*data=files data\.root=DIR"):
         open_corpus(config(tmp_path, data=DataConfig(Source.hub)).text)
@@ -275,8 +282,8 @@ def test_the_bpe_is_trained_once_and_then_read(tmp_path: Path, monkeypatch: pyte
         raise AssertionError("trained again")
 
     monkeypatch.setattr(vocabulary, "train_bpe", trained_again)
-    vocabulary._BY_FOLDER.cache_clear()
-    assert open_tokenizer(settings).fingerprint == first.fingerprint
+    moved = shutil.copytree(tmp_path / "runs", tmp_path / "moved")  # by another name: files opened before are kept
+    assert vocabulary.open_tokenizer(settings.text, str(moved)).fingerprint == first.fingerprint
     for changed in ({"vocab_size": 301}, {"vocab_size": 300, "train_documents": 3}):
         with pytest.raises(AssertionError, match="trained again"):
             open_tokenizer(config(tmp_path, TokenizerKind.bpe, **changed))

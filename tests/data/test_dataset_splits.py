@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pausebench.config.groups import OnBadRow, Source, WorldConfig
 from pausebench.data.examples import encode
 from pausebench.data.files import Located
-from pausebench.data.task_rows import SKIPPED_SHOWN, DatasetRows, GeneratedRows, _open_task
+from pausebench.data.task_rows import SKIPPED_SHOWN, DatasetRows, GeneratedRows, open_rows
 from pausebench.data.tokenizer import BpeTokenizer, ByteTokenizer
 from pausebench.errors import BadInput
 from pausebench.tasks import PAPER_TASKS, TASKS
@@ -62,7 +62,7 @@ def write(root: Path, dataset: str, split: str, rows: list[Row]) -> None:
 
 
 def opened(name: str, root: Path, fraction: float | None = None, on_bad_row: OnBadRow = OnBadRow.error) -> DatasetRows:
-    rows = _open_task(name, Source.files, str(root), None, fraction, on_bad_row)
+    rows = open_rows(name, Source.files, root, None, fraction, on_bad_row)
     assert isinstance(rows, DatasetRows)
     return rows
 
@@ -79,9 +79,9 @@ def test_a_carved_split_shares_no_text_with_the_test_and_loses_no_row(texts: lis
     for name, make in MAKERS.items():
         rows = [make(text) for text in texts]
         made = carved(name, rows, fraction)
-        train, test = made._examples, made.test()
+        train, test = made.training_side, made.test()
         whole = carved(name, list(reversed(rows)), fraction)
-        assert sorted([*train, *test]) == sorted([*whole._examples, *whole.test()])
+        assert sorted([*train, *test]) == sorted([*whole.training_side, *whole.test()])
         assert not {example.context or example.question for example in train} & {
             example.context or example.question for example in test
         }
@@ -98,13 +98,13 @@ def test_the_carved_rows_are_the_same_in_every_run_and_in_published_order(name: 
     assert (made.fingerprint(0), made.test()) == (again.fingerprint(9), again.test())
     assert other.fingerprint(0) != made.fingerprint(0)
     order = [example.prefix for examples in made._read(located(rows)) for example in examples]
-    for side in (made._examples, made.test()):
+    for side in (made.training_side, made.test()):
         places = [order.index(example.prefix) for example in side]
         assert places == sorted(places)
     assert made.about()["train_fraction"] == 0.8
     places = [order.index(example.prefix) for example in made.test()]
     assert places != list(range(places[0], places[0] + len(places))), "drawn from everywhere"
-    assert set(other._examples) < set(made._examples), "a larger share has the rows of a smaller one"
+    assert set(other.training_side) < set(made.training_side), "a larger share has the rows of a smaller one"
 
 
 def test_a_share_that_leaves_one_side_empty_is_refused() -> None:
@@ -125,7 +125,7 @@ def test_without_a_training_split_the_message_says_what_to_type(tmp_path: Path) 
         rows = opened(name, tmp_path, 0.8)
         assert len(rows.test()) == (36 if name == "coqa" else 12)
     with pytest.raises(BadInput, match="lambada_openai has no training split"):
-        _open_task("lambada_openai", Source.hub, None, None)
+        open_rows("lambada_openai", Source.hub)
     with pytest.raises(BadInput, match="squad does not exist; ") as refused:
         opened("squad", tmp_path)
     assert "train_fraction" not in str(refused.value), "there is nothing to carve from"
@@ -138,19 +138,19 @@ def test_a_share_is_refused_where_there_are_training_rows(tmp_path: Path) -> Non
         opened("hellaswag", tmp_path, 0.8)
     assert "train_fraction" not in opened("hellaswag", tmp_path).about()
     with pytest.raises(BadInput, match="squad has rows to train on"):
-        _open_task("squad", Source.hub, None, None, 0.8)
+        open_rows("squad", Source.hub, None, None, 0.8)
 
 
 def test_a_share_is_refused_where_rows_are_generated(world_config: Callable[[str], WorldConfig]) -> None:
     with pytest.raises(BadInput, match=r"task\.train_fraction=0\.5: training rows of task=parity are generated"):
-        _open_task("parity", Source.embedded, None, world_config("count20"), 0.5)
+        open_rows("parity", Source.embedded, None, world_config("count20"), 0.5)
     assert GeneratedRows(TASKS["parity"], world_config("count20")).about() == {}
 
 
 def test_a_story_is_trained_on_or_held_out_for_validation_but_not_both() -> None:
     rows = DatasetRows(TASKS["coqa"], located([story(n, 7) for n in range(60)]), located([story(99)]))
-    held_out = {rows._examples[number].group for number in rows.validation}
-    trained = {rows._examples[number].group for number in rows.training(0, 0, 420)}
+    held_out = {rows.training_side[number].group for number in rows.validation}
+    trained = {rows.training_side[number].group for number in rows.training(0, 0, 420)}
     assert held_out and not held_out & trained
     assert len(rows.validation) == 21, "whole stories, until there are one in twenty of the questions"
     with pytest.raises(BadInput, match="coqa has training rows on one text alone"):
@@ -174,7 +174,7 @@ def test_references_of_the_companion_are_joined_row_by_row(tmp_path: Path) -> No
     assert {example.references[1:] for example in joined.test()} == {(f"lamp {n}", "a lamp") for n in range(3)}
     assert [alone.about()["references_per_question"], joined.about()["references_per_question"]] == [1, 3]
     assert joined.fingerprint(0) != alone.fingerprint(0)
-    assert joined._examples == alone._examples
+    assert joined.training_side == alone.training_side
 
 
 @pytest.mark.parametrize(
@@ -208,7 +208,7 @@ def test_bad_rows_are_left_out_counted_and_named_where_asked(tmp_path: Path) -> 
     with pytest.raises(BadInput, match=r"train\.jsonl, line 31: field endings is null.*data\.on_bad_row=skip"):
         opened("hellaswag", tmp_path)
     kept = opened("hellaswag", tmp_path, on_bad_row=OnBadRow.skip)
-    assert len(kept._examples) == 60 and len(kept.test()) == 9
+    assert len(kept.training_side) == 60 and len(kept.test()) == 9
     about = kept.about()
     assert about["rows_skipped"] == 4 and about["skipped"] == kept.skipped
     for message, place in zip(kept.skipped, (31, 1, 7, 12), strict=True):
@@ -244,7 +244,7 @@ def test_a_story_with_one_bad_turn_is_left_out_whole(tmp_path: Path) -> None:
     write(tmp_path, "coqa", "train", [*(story(n) for n in range(30)), bad])
     write(tmp_path, "coqa", "validation", [story(80)])
     rows = opened("coqa", tmp_path, on_bad_row=OnBadRow.skip)
-    assert len(rows._examples) == 90 and len(rows.skipped) == 1
+    assert len(rows.training_side) == 90 and len(rows.skipped) == 1
 
 
 def test_repeated_rows_and_ids_are_counted_and_kept() -> None:
@@ -253,7 +253,7 @@ def test_repeated_rows_and_ids_are_counted_and_kept() -> None:
     test = [passage(1), passage(2), passage(1)]
     rows = DatasetRows(TASKS["lambada"], located(train), located(test))
     assert rows.about()["rows_repeated"] == 3 + 1
-    assert len(rows._examples) == 43 and len(rows.test()) == 3
+    assert len(rows.training_side) == 43 and len(rows.test()) == 3
 
 
 @pytest.mark.parametrize("name", ["coqa", "lambada_openai", "hellaswag"])

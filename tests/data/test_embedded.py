@@ -30,7 +30,7 @@ from pausebench.data.batch import ALL, Batch, Batches
 from pausebench.data.batches import RowLayout, generated_batches
 from pausebench.data.examples import encode
 from pausebench.data.task_rows import GeneratedRows
-from pausebench.data.tokenizer import WordTokenizer
+from pausebench.data.tokenizer import WordTokenizer, pad
 from pausebench.errors import BadInput
 from pausebench.model.attention import AttentionMask
 from pausebench.pauses import IGNORE_INDEX
@@ -228,7 +228,7 @@ def test_text_comes_back_from_its_ids(words: list[str]) -> None:
 @given(st.lists(st.lists(st.sampled_from("ab"), max_size=6).map(" ".join), min_size=1, max_size=6))
 def test_texts_encoded_together_equal_texts_encoded_alone(texts: list[str]) -> None:
     tokenizer = WordTokenizer(["a", "b"])
-    ids, lengths = tokenizer.encode_batch(texts)
+    ids, lengths = pad(tokenizer.encode_lists(texts), tokenizer.end_id)
     for row, length, text in zip(ids.tolist(), lengths.tolist(), texts, strict=True):
         assert row[:length] == tokenizer.encode(text) == [tokenizer.words.index(word) for word in text.split()]
         assert set(row[length:]) <= {tokenizer.end_id}

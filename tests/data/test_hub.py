@@ -160,7 +160,7 @@ def test_rows_arrive_as_published_and_later_without_the_hub(mirror: Any, tmp_pat
         ("load_split", [GSM8K, "socratic", gsm8k, "train"]),
         ("load_split", [GSM8K, "main", gsm8k, "dev"]),
         ("load_split", [GSM8K, "main", NOWHERE, "train"]),
-        ("stream_split", [C4, "en", mirror.sha(C4), "train"]),
+        ("stream_file", [C4, "en", mirror.sha(C4), "train", 0]),
         ("download", [GPT2, gpt2, "config.json"]),
         HF_HUB_OFFLINE="1",
     )
@@ -174,15 +174,16 @@ def test_rows_arrive_as_published_and_later_without_the_hub(mirror: Any, tmp_pat
 
 
 def test_a_stream_reads_no_further_than_it_is_followed(mirror: Any, tmp_path: Path) -> None:
-    call = ("stream_split", [C4, "en", mirror.sha(C4), "train"])
+    call = ("stream_file", [C4, "en", mirror.sha(C4), "train", 0])
     assert ask(mirror, tmp_path, (*call, 3)) == [C4_SHARDS[0][:3]]
     fetched = [request.path for request in mirror.requests if request.path.endswith(".gz") and request.method == "GET"]
     assert any("00000-of-00002" in path for path in fetched)
     assert not any("00001-of-00002" in path for path in fetched)
     assert not [path for path in tmp_path.rglob("*") if path.suffix in (".arrow", ".gz")], "a stream stores no rows"
     gated = ("load_split", ["meta/locked", None, mirror.sha("meta/locked"), "validation"])
-    rows, opened = ask(mirror, tmp_path / "whole", call, gated, HF_TOKEN="hf_" + "x" * 34)
-    assert rows == C4_SHARDS[0] + C4_SHARDS[1]
+    calls = [(name, [*arguments[:-1], number]) for name, arguments in [call] for number in (0, 1)]
+    *rows, opened = ask(mirror, tmp_path / "whole", *calls, gated, HF_TOKEN="hf_" + "x" * 34)
+    assert rows == C4_SHARDS
     assert opened == SQUAD_TRAIN[:2], "a token opens a gated dataset"
 
 
@@ -205,13 +206,13 @@ def test_what_the_hub_refuses_is_explained(mirror: Any, tmp_path: Path) -> None:
         tmp_path,
         ("load_split", ["old/squad", None, mirror.sha(SQUAD), "train"]),
         ("load_split", ["no/such", None, NOWHERE, "train"]),
-        ("stream_split", ["no/such", None, NOWHERE, "train"]),
+        ("stream_file", ["no/such", None, NOWHERE, "train", 0]),
         ("load_split", [GSM8K, "main", NOWHERE, "train"]),
         ("load_split", ["meta/locked", None, mirror.sha("meta/locked"), "train"]),
         ("load_split", [GSM8K, "algebra", gsm8k, "train"]),
-        ("stream_split", [C4, None, mirror.sha(C4), "train"]),
+        ("stream_file", [C4, None, mirror.sha(C4), "train", 0]),
         ("load_split", [GSM8K, "main", gsm8k, "dev"]),
-        ("stream_split", [C4, "en", mirror.sha(C4), "dev"]),
+        ("stream_file", [C4, "en", mirror.sha(C4), "dev", 0]),
         ("load_split", ["empty/empty", None, mirror.sha("empty/empty"), "train"]),
         ("load_split", ["not/an/id", None, NOWHERE, "train"]),
         ("download", ["no/such", NOWHERE, "vocab.json"]),
@@ -261,7 +262,7 @@ def test_without_a_network(tmp_path: Path) -> None:
             closed,
             tmp_path,
             ("load_split", [SQUAD, None, NOWHERE, "train"]),
-            ("stream_split", [C4, "en", NOWHERE, "train"]),
+            ("stream_file", [C4, "en", NOWHERE, "train", 0]),
             ("download", [GPT2, NOWHERE, "vocab.json", "merges.txt"]),
         )
     assert_explained(dataset, f"cannot reach {closed} for {SQUAD} (Connection refused)", "layout squad/train.jsonl.gz")

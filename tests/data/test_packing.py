@@ -18,7 +18,7 @@ from pausebench.config.pauses import PausePolicy
 from pausebench.data.batch import Batch
 from pausebench.data.batches import DatasetBatches, EncodedExamples, RowLayout
 from pausebench.data.packing import pack, partition
-from pausebench.data.task_rows import DatasetRows, _open_task
+from pausebench.data.task_rows import DatasetRows, open_rows
 from pausebench.data.tokenizer import BpeTokenizer
 from pausebench.model.attention import AttentionMask
 from pausebench.model.decoder import Decoder
@@ -39,6 +39,14 @@ def ragged(sizes: list[tuple[int, int]] = SIZES, seed: int = 0) -> EncodedExampl
     draw = random.Random(seed)
     texts = [[[draw.randrange(CUE) for _ in range(length)] for length in pair] for pair in sizes]
     return EncodedExamples.of([text[0] for text in texts], [text[1] for text in texts], END)
+
+
+def row_of(examples: EncodedExamples, number: int) -> EncodedExamples:
+    """One example without the padding that the others give it."""
+    prefix, prefix_length, target, target_length = (part[number : number + 1] for part in examples)
+    return EncodedExamples(
+        prefix[:, : int(prefix_length)], prefix_length, target[:, : int(target_length)], target_length
+    )
 
 
 def layout_of(
@@ -187,7 +195,7 @@ def test_loss_and_every_gradient_are_those_of_one_example_a_row(
     layout, examples = layout_of(kind, placement, k), ragged()
     packed = layout.packed_batch(examples)
     assert 1 < len(packed.input_ids) < len(SIZES)
-    alone = [layout.training_batch(examples.rows(torch.tensor([number]))) for number in range(len(SIZES))]
+    alone = [layout.training_batch(row_of(examples, number)) for number in range(len(SIZES))]
     expected = loss_and_gradients(model, alone)
     assert_same(loss_and_gradients(model, [packed]), expected, tolerance)
     assert_same(loss_and_gradients(model, [layout.training_batch(examples)]), expected, tolerance)
@@ -197,7 +205,7 @@ def test_loss_and_every_gradient_are_those_of_one_example_a_row(
 def test_a_cue_changes_nothing_about_that(make_decoder: Models, cue: int) -> None:
     model = make_decoder(VOCABULARY)
     layout, examples = layout_of(AttentionKind.bidirectional, k=2, cue=cue), ragged()
-    alone = [layout.training_batch(examples.rows(torch.tensor([number]))) for number in range(len(SIZES))]
+    alone = [layout.training_batch(row_of(examples, number)) for number in range(len(SIZES))]
     assert_same(
         loss_and_gradients(model, [layout.packed_batch(examples)]), loss_and_gradients(model, alone), tolerance=1e-5
     )
@@ -221,7 +229,7 @@ def test_with_the_controls_packed_examples_train_as_one_a_row(
 ) -> None:
     model, examples = make_decoder(VOCABULARY), ragged(SIZES[:11] * 2)
     layout = layout_of(kind, placement, k, cue, visibility, shift)
-    alone = [layout.training_batch(examples.rows(torch.tensor([number]))) for number in range(22)]
+    alone = [layout.training_batch(row_of(examples, number)) for number in range(22)]
     expected = loss_and_gradients(model, alone)
     assert_same(loss_and_gradients(model, [layout.packed_batch(examples)]), expected, tolerance=1e-5)
     assert_same(loss_and_gradients(model, [layout.training_batch(examples)]), expected, tolerance=1e-5)
@@ -412,7 +420,7 @@ PUBLISHED = sorted({task.name for task in PAPER_TASKS} - {"lambada"} | {"lambada
 
 def published_batches(name: str, folder: Path) -> tuple[RowLayout, DatasetBatches]:
     """Ten pauses, GPT-2's tokens, rows of at most 2048, as in the paper."""
-    rows = _open_task(name, Source.files, str(folder), None, FRACTIONS.get(name))
+    rows = open_rows(name, Source.files, folder, None, FRACTIONS.get(name))
     assert isinstance(rows, DatasetRows)
     gpt2 = folder / "gpt2-tokenizer"
     tokenizer = BpeTokenizer(gpt2 / "vocab.json", gpt2 / "merges.txt")
@@ -453,7 +461,7 @@ def test_packed_published_rows_have_the_loss_and_gradients_of_one_a_row(
     prefixes, targets = zip(*pairs, strict=True)
     examples = EncodedExamples.of(prefixes, targets, layout.pad_id)
     model = make_decoder(layout.pause_id + 1, max_positions=600)
-    alone = [layout.training_batch(examples.rows(torch.tensor([number]))) for number in range(len(pairs))]
+    alone = [layout.training_batch(row_of(examples, number)) for number in range(len(pairs))]
     packed = layout.packed_batch(examples)
     assert len(packed.input_ids) < len(pairs)
     assert_same(loss_and_gradients(model, [packed]), loss_and_gradients(model, alone), tolerance=1e-5)

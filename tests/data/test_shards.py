@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -10,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 
-from pausebench.data import shards
 from pausebench.data.shards import (
     ENCODED_TOGETHER,
     INDEX,
@@ -140,7 +140,7 @@ class TestWriting:
     ) -> None:
         write(tmp_path / "whole")
         with monkeypatch.context() as patched:
-            real, left = getattr(shards.os, action), [moment]
+            real, left = getattr(os, action), [moment]
 
             def refuse(*arguments: object) -> None:
                 left[0] -= 1
@@ -148,7 +148,7 @@ class TestWriting:
                     raise OSError(28, "No space left on device")
                 real(*arguments)
 
-            patched.setattr(shards.os, action, refuse)
+            patched.setattr(os, action, refuse)
             with pytest.raises(OSError, match="No space left"):
                 write(tmp_path / "stopped")
         assert not list((tmp_path / "stopped").rglob("*.tmp"))

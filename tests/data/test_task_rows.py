@@ -226,7 +226,7 @@ def test_files_are_read_by_the_tasks_names_of_its_splits(tmp_path: Path) -> None
     assert rows.test() == [task.to_example(MAKERS["commonsense_qa"](n)) for n in range(100, 140)]
     assert open_task(given.task, given.text) is rows, "read once a process"
     (tmp_path / "commonsense_qa" / "validation.jsonl").write_text("")
-    other = config("commonsense_qa", data=DataConfig(source=Source.files, root=f"{tmp_path}/"))
+    other = config("commonsense_qa", data=DataConfig(source=Source.files, root=f"{tmp_path}/commonsense_qa/.."))
     with pytest.raises(BadInput, match="has no rows"):
         open_task(other.task, other.text)
 

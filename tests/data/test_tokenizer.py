@@ -193,7 +193,7 @@ def test_the_end_token_and_pause_are_the_last_two_ids_and_are_shown_by_name(toke
 @settings(FIXTURE_SHARED, max_examples=50)
 @given(texts=st.lists(ANY_TEXT, min_size=1, max_size=6))
 def test_texts_encoded_together_equal_texts_encoded_alone(tokenizer: Tokenizer, texts: list[str]) -> None:
-    padded, lengths = tokenizer.encode_batch(texts)
+    padded, lengths = pad(tokenizer.encode_lists(texts), tokenizer.end_id)
     assert padded.dtype == lengths.dtype == torch.int64
     assert padded.shape == (len(texts), int(lengths.max()))
     for row, length, text in zip(padded.tolist(), lengths.tolist(), texts, strict=True):
@@ -420,7 +420,7 @@ def test_a_world_has_no_word_for_a_special_token(text: str) -> None:
 
 def test_words_are_padded_with_the_end_token_and_shown_by_name() -> None:
     tokenizer = WordTokenizer(["a", "b"])
-    padded, lengths = tokenizer.encode_batch(["a b a", "", "b"])
+    padded, lengths = pad(tokenizer.encode_lists(["a b a", "", "b"]), tokenizer.end_id)
     assert padded.tolist() == [[0, 1, 0], [2, 2, 2], [1, 2, 2]]
     assert lengths.tolist() == [3, 0, 1]
     assert (tokenizer.vocab_size, tokenizer.end_id, tokenizer.pause_id) == (4, 2, 3)

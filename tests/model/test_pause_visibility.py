@@ -155,6 +155,14 @@ def examples() -> EncodedExamples:
     return EncodedExamples.of(prefixes, targets, END)
 
 
+def row_of(examples: EncodedExamples, number: int) -> EncodedExamples:
+    """One example without the padding that the others give it."""
+    prefix, prefix_length, target, target_length = (part[number : number + 1] for part in examples)
+    return EncodedExamples(
+        prefix[:, : int(prefix_length)], prefix_length, target[:, : int(target_length)], target_length
+    )
+
+
 @every_kind
 @every_placement
 @pytest.mark.parametrize("cue", [0, 2])
@@ -164,7 +172,7 @@ def test_a_readout_pause_is_seen_by_itself_and_by_what_predicts_the_first_target
     """Columns of the pauses, from the parts of the row alone; a packed row holds the same."""
     layout, given_rows = layout_of(kind, PauseVisibility.readout, placement, cue), examples()
     for number, (prefix, target) in enumerate(zip((5, 1, 3, 8), (3, 4, 2, 5), strict=True)):
-        batch = layout.training_batch(given_rows.rows(torch.tensor([number])))
+        batch = layout.training_batch(row_of(given_rows, number))
         dense = batch.mask.dense()
         assert dense is not None and dense.shape[2] == prefix + K + cue + target - 1
         readout = prefix + K + cue - 1

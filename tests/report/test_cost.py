@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from pausebench.config.commands import EvaluateConfig
+from pausebench.config.devices import DEVICES, Device
 from pausebench.config.groups import (
     Arithmetic,
     CorpusConfig,
@@ -33,10 +34,9 @@ from pausebench.data.examples import encode
 from pausebench.data.files import has_split, read_split
 from pausebench.data.tokenizer import BpeTokenizer
 from pausebench.model.decoder import Decoder
-from pausebench.model.flops import finetuning_flops, scoring_flops, training_flops_per_token
-from pausebench.model.memory import step_memory
+from pausebench.model.flops import finetuning_flops, scoring_flops
 from pausebench.study import cost
-from pausebench.study.cost import DEVICES, TYPICAL, Cost, PlannedCell, RowLengths
+from pausebench.study.cost import TYPICAL, Cost, PlannedCell, RowLengths
 from pausebench.tasks import TASKS
 from pausebench.training import checkpoint
 from pausebench.training.loss import build_optimizer
@@ -57,31 +57,6 @@ PRETRAIN = PretrainConfig(**GROUPS, sequence_length=2048, train=PAPER)
 TRAIN = TrainConfig(steps=600, batch_size=32, validate_every=200, checkpoint_every=200)
 FINETUNE = FinetuneConfig(**GROUPS, task=TaskConfig("piqa"), k=10, train=TRAIN)
 LENGTHS = RowLengths(100.0, 5.0, 90.0, 4.0, test_rows=50)
-
-
-def test_the_most_rows_that_fit_do_and_one_more_does_not() -> None:
-    room = (1 - cost.RESERVE) * 80e9
-    for layout in cost.layouts(PRETRAIN, V, DEVICES["h100"], 0.4, [1, 8, 64]):
-        share = 256 // layout.devices
-        most = layout.largest_rows
-        assert most is not None and 1 <= most <= share
-
-        def needed(rows: int, layout: cost.Layout = layout) -> float:
-            how = {"devices": layout.devices, "parallel": layout.parallel}
-            kept = layout.activation_checkpointing
-            return step_memory(ONE_B, V, 2048, rows, activation_checkpointing=kept, **how).total
-
-        assert needed(most) <= room and (most == share or needed(most + 1) > room)
-        assert (layout.rows, layout.fits) == (share, most == share), "without train.micro_batch_size, all of them"
-
-
-def test_tokens_a_second_are_the_peak_shared_out_and_recomputing_costs_a_third_of_the_blocks() -> None:
-    one, recomputed, *_, many = cost.layouts(PRETRAIN, V, DEVICES["h100"], 0.4, [1, 512])
-    flops = training_flops_per_token(ONE_B, V, 2048)
-    assert one.tokens_per_second == pytest.approx(0.4 * 989e12 / flops)
-    blocks = flops - 6 * V * 2048
-    assert one.tokens_per_second / recomputed.tokens_per_second == pytest.approx(1 + blocks / 3 / flops)
-    assert many.tokens_per_second == pytest.approx(256 * recomputed.tokens_per_second), "a row is not divided"
 
 
 def test_pretraining_of_the_paper_costs_200_billion_tokens_and_its_time_follows_from_them() -> None:
@@ -124,7 +99,7 @@ def test_a_scored_evaluation_costs_every_candidate() -> None:
 
 
 def test_an_evaluation_takes_the_peak_of_its_precision() -> None:
-    device = cost.Device("own", 4e12, 2e12, 1e12)
+    device = Device("own", 4e12, 2e12, 1e12)
     for precision, peak in zip(Arithmetic, (1e12, 2e12, 4e12), strict=True):
         config = EvaluateConfig(run="x", mt=[10], precision=precision)
         spent = cost.evaluate_cost(config, FINETUNE, LENGTHS, V, device, 0.4)

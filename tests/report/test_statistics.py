@@ -15,13 +15,13 @@ from scipy import stats
 
 from pausebench.report.statistics import (
     Comparison,
+    detectable_difference,
     family_power_line,
     holm,
     paired_comparison,
+    power,
     power_line,
-    power_of,
     seeds_needed,
-    smallest_detectable_difference,
     summarise,
     verdict,
 )
@@ -57,7 +57,7 @@ def test_only_seeds_in_both_arms_are_paired() -> None:
 @pytest.mark.parametrize("n", [2, 3, 6, 18])
 def test_the_detectable_difference_is_found_eight_times_in_ten(n: int) -> None:
     """Checked by simulation, not by the formula it came from."""
-    difference = smallest_detectable_difference(1.0, n)
+    difference = detectable_difference(1.0, n)
     draws = stats.norm.rvs(loc=difference, scale=1.0, size=(20_000, n), random_state=7)
     found = (stats.ttest_1samp(draws, 0.0, axis=1).pvalue < 0.05).mean()
     assert found == pytest.approx(0.8, abs=0.012)
@@ -67,15 +67,15 @@ def test_the_detectable_difference_is_found_eight_times_in_ten(n: int) -> None:
 def test_the_power_is_what_simulation_gives(effect: float, n: int) -> None:
     draws = stats.norm.rvs(loc=effect, scale=1.0, size=(20_000, n), random_state=11)
     found = (stats.ttest_1samp(draws, 0.0, axis=1).pvalue < 0.05).mean()
-    assert power_of(effect, n) == pytest.approx(found, abs=0.012)
+    assert power(effect, n) == pytest.approx(found, abs=0.012)
 
 
 @pytest.mark.parametrize("effect", [0.1, 0.5, 1.4, 5.0, 60.0, -0.8])
 def test_the_needed_seeds_are_the_fewest_that_suffice(effect: float) -> None:
     needed = seeds_needed(effect)
     assert needed is not None
-    assert power_of(effect, needed) >= 0.8
-    assert needed == 2 or power_of(effect, needed - 1) < 0.8
+    assert power(effect, needed) >= 0.8
+    assert needed == 2 or power(effect, needed - 1) < 0.8
 
 
 def test_a_vanishing_effect_needs_more_seeds_than_anyone_has() -> None:
@@ -145,8 +145,8 @@ def test_the_verdict_names_the_better_arm_whatever_the_sign() -> None:
 @given(st.dictionaries(st.integers(0, 5), SCORES), st.dictionaries(st.integers(0, 5), SCORES))
 def test_nothing_is_ever_nan(treatment: dict[int, float], control: dict[int, float]) -> None:
     comparison = paired_comparison(treatment, control)
-    numbers = [comparison.difference, comparison.deviation, comparison.p, comparison.effect_size]
-    numbers += [comparison.smallest_detectable, *(comparison.interval or ())]
+    numbers = [comparison.difference, comparison.std, comparison.p, comparison.effect_size]
+    numbers += [comparison.detectable, *(comparison.interval or ())]
     assert all(math.isfinite(number) for number in numbers if number is not None)
     words = f"{verdict(comparison, 'A', 'B')} {power_line(comparison)}"
     assert "nan" not in words
@@ -163,7 +163,7 @@ def test_swapping_the_arms_flips_the_sign_alone(pairs: list[tuple[float, float]]
 
 
 def effect(d: float, n: int) -> Comparison:
-    return Comparison(n, d, deviation=1.0, effect_size=d)
+    return Comparison(n, d, std=1.0, effect_size=d)
 
 
 def test_the_interval_of_the_effect_is_the_published_one() -> None:
@@ -201,7 +201,7 @@ def test_the_interval_of_the_effect_is_finite_and_agrees_with_the_test(n: int, s
 @pytest.mark.parametrize("n", [2, 3, 5])
 def test_the_detectable_difference_holds_at_the_level_of_a_family(n: int) -> None:
     alpha = 0.05 / 27
-    difference = smallest_detectable_difference(1.0, n, alpha)
+    difference = detectable_difference(1.0, n, alpha)
     draws = stats.norm.rvs(loc=difference, scale=1.0, size=(20_000, n), random_state=13)
     found = (stats.ttest_1samp(draws, 0.0, axis=1).pvalue < alpha).mean()
     assert found == pytest.approx(0.8, abs=0.012)
@@ -213,18 +213,18 @@ def test_the_seeds_that_a_family_needs_are_the_fewest_at_its_level(d: float) -> 
     needed = seeds_needed(d, alpha)
     assert needed is not None
     assert needed >= (seeds_needed(d) or 0)
-    assert power_of(d, needed, alpha) >= 0.8
-    assert needed == 2 or power_of(d, needed - 1, alpha) < 0.8
+    assert power(d, needed, alpha) >= 0.8
+    assert needed == 2 or power(d, needed - 1, alpha) < 0.8
 
 
-def test_the_power_of_a_family_is_told_at_its_first_step() -> None:
+def test_the_power_a_family_is_told_at_its_first_step() -> None:
     close = paired_comparison(arm([0.51, 0.53, 0.52, 0.50]), arm([0.50, 0.51, 0.50, 0.49]))
     wide = paired_comparison(arm([0.6, 0.4, 0.5]), arm([0.5, 0.5, 0.3]))
     line = family_power_line([close, wide, paired_comparison({}, {})]) or ""
     assert line.startswith("3 to 4 seeds could have shown")
     assert "level 0.05 / 3 = 0.017" in line
-    assert f"{smallest_detectable_difference(close.deviation or 0, 4, 0.05 / 3):.3f} in the sharpest" in line
-    assert f"{smallest_detectable_difference(wide.deviation or 0, 3, 0.05 / 3):.3f} in the bluntest" in line
+    assert f"{detectable_difference(close.std or 0, 4, 0.05 / 3):.3f} in the sharpest" in line
+    assert f"{detectable_difference(wide.std or 0, 3, 0.05 / 3):.3f} in the bluntest" in line
     needed = seeds_needed(max(abs(close.effect_size or 0), abs(wide.effect_size or 0)), 0.05 / 3)
     assert f"takes at most {needed} seeds" in line
     assert family_power_line([paired_comparison({}, {})] * 2) is None
@@ -246,7 +246,7 @@ def test_a_family_of_nulls_is_rarely_and_a_planted_one_often_called_different(tm
     for tally in tallies:
         assert least <= tally.false_families <= most
     # The difference of two independent arms; at Holm's first step or, where nulls were rejected before it, a later one.
-    power = power_of(0.05 / (0.02 * math.sqrt(2)), 5, 0.05 / len(TASKS))
-    low, high = stats.binom.ppf([0.001, 0.999], draws, power)
+    expected = power(0.05 / (0.02 * math.sqrt(2)), 5, 0.05 / len(TASKS))
+    low, high = stats.binom.ppf([0.001, 0.999], draws, expected)
     assert low <= tallies[1].found <= high + 3
     assert tallies[1].wrong_sign == 0

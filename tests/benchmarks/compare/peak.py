@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import torch
 
+from pausebench.config.devices import BF16_PEAKS
 from pausebench.config.groups import ModelConfig
-from pausebench.training.device import PEAK_FLOPS
 from tests.benchmarks.compare.contest import seconds
 
 SECONDS_A_SHAPE = 0.5
@@ -30,7 +30,7 @@ def measure(device: torch.device, dtype: torch.dtype, model: ModelConfig, tokens
     shapes += [(tokens, d, 3 * d), (tokens, d, m), (tokens, m, d), (tokens, d, vocab_size)]
     flops, shape = max((_flops(shape, device, dtype), shape) for shape in shapes)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-    sheet = next((value for known, value in PEAK_FLOPS.items() if known in name), None)
+    sheet = next((value for known, value in BF16_PEAKS.items() if known in name), None)
     return Peak(flops, shape, sheet if dtype is torch.bfloat16 else None)
 
 
