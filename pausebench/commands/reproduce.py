@@ -1,8 +1,8 @@
 """``pausebench reproduce``: plan, run, resume and report a study.
 
-The plan (``study.plan``) is at most three stages of cells; each cell is the overrides of ONE command that a
-user could type. Unfinished cells of a stage go to the Hydra launcher named on the command line; what is done stands in
-the run folders, so the same command picks up whatever an earlier one left.
+The plan (``study.plan``) has at most three stages of cells. A cell is the overrides of one command that a user could
+type. Unfinished cells of a stage go to the Hydra launcher named on the command line. The run folders alone tell what is
+done, so the same command resumes whatever an earlier one left.
 """
 
 from __future__ import annotations
@@ -40,14 +40,16 @@ console = Console(stderr=True, highlight=False)
 def run(config: ReproduceConfig, cells: Cells) -> dict[str, Any]:
     """Run what is missing, then write and print the report.
 
-    Raises ``RunFailed`` when cells failed, ``Interrupted`` after a stop (with what was saved), ``BadInput`` when a
-    cell cannot even be composed, before any of them starts.
+    Raises ``RunFailed`` if cells failed, ``Interrupted`` after a stop (with what was saved), and ``BadInput`` if a cell
+    cannot be composed, before any of them starts.
     """
     folder = RunFolder(config.runs, "reproduce", study_name(config))
+    # A study keeps the precision it was planned with: auto on another machine would name other runs and start over.
     plan = build_plan(config, cells, study_precision(config, cells, read_json(folder.path / "plan.json")))
     if config.dry_run:
         print(dry_run(plan, config))
         return {"names": []}
+    # Only now, so that the group is no part of the study's name.
     config = replace(config, tracking=replace(config.tracking, group=config.tracking.group or folder.name))
     folder.create()
     planned = plan.study(folder.name).to_json()
@@ -78,10 +80,8 @@ def run(config: ReproduceConfig, cells: Cells) -> dict[str, Any]:
 
 
 def study_name(config: ReproduceConfig) -> str:
-    """The study's name: the result's, the chosen model and data, and a hash of whatever else narrows it.
-
-    No study replaces the plan of another.
-    """
+    """The study's name: the result's, the chosen model and data, and a hash of whatever else narrows it."""
+    # The name is the folder's, so no study overwrites the plan of another.
     name = "-".join([str(config.result["name"]), *chosen_names(config)])
     own_tokenizer = config.tokenizer is not None and (config.data is None or config.data.source is not Source.embedded)
     narrowed = {
@@ -97,7 +97,7 @@ def study_name(config: ReproduceConfig) -> str:
 
 
 def dry_run(plan: Plan, config: ReproduceConfig) -> str:
-    """The cells as commands to paste, with how many are done, running and to do."""
+    """The cells as commands to paste, with the number done, running and to do."""
     lines = []
     for command, stage in plan.stages.items():
         taken = {cell.name for cell in _taken(stage, config.runs)}
@@ -120,14 +120,9 @@ def _run_stage(
     plan: Plan,
     view: StudyView,
 ) -> dict[str, Exception]:
-    """Bring every cell of a stage to its end; returns the errors of those that failed, by name.
-
-    A worker that is killed takes the launcher's pool with it. The other cells lose nothing but time: whatever was in
-    flight goes on from its checkpoint. A cell that was in flight in two such breakdowns is the likely culprit and
-    counts as failed.
-    """
+    """Run every cell of a stage to its end; returns the errors of those that failed, by name."""
     errors: dict[str, Exception] = {}
-    unsettled: dict[str, Exception] = {}  # of cells that another process, or a job that was queued again, may still end
+    unsettled: dict[str, Exception] = {}  # of cells that another process or a requeued job may still finish
     breakdowns: Counter[str] = Counter()
     while True:
         missing = [cell for cell in stage if not cell.done() and cell.name not in errors]
@@ -149,9 +144,11 @@ def _run_stage(
             try:
                 overrides = [cell.launch_overrides(config) for cell in todo]
                 outcomes = cells.launch(todo[0].command, overrides, [cell.name for cell in todo])
-            except KeyboardInterrupt:  # a second one, or a worker's that had not begun to note them
+            except KeyboardInterrupt:  # a second Ctrl-C, or one before a worker noted them
                 raise Interrupted(_saved(plan, label)) from None
             except RunFailed as error:
+                # A killed worker takes the launcher's pool with it. The cells in flight resume from their checkpoints
+                # in the next round. One that was in flight twice is the likely culprit (out of memory, say).
                 outcomes = []
                 in_flight = [cell for cell in todo if cell.died() and not cell.done()]
                 breakdowns.update(cell.name for cell in in_flight)
@@ -173,8 +170,8 @@ def _said(error: Exception) -> str:
 
 
 def _log(cell: PlannedCommand, error: Exception | None, study: RunFolder, runs: str) -> Path | None:
-    """Where a failed cell's command, error and traceback stand: in its run folder, or where that cannot be written in
-    the study's. A cell that is done keeps none."""
+    """Write a failed cell's command, error and traceback; returns the file. Removes the log of a cell that is done."""
+    # The run folder is the place to look. The study's own is for cells that failed since theirs cannot be written.
     places = [cell.folders[0].path / "error.log", study.path / "errors" / f"{cell.name}.log"]
     if error is None:
         if cell.done():
@@ -194,7 +191,7 @@ def _log(cell: PlannedCommand, error: Exception | None, study: RunFolder, runs: 
 
 
 def _taken(cells: Sequence[PlannedCommand], runs: str) -> list[PlannedCommand]:
-    """Those that a live process runs, or that a job in Slurm's queue runs or will run."""
+    """The cells that a live process runs, or a pending or running job of Slurm."""
     queued = slurm.queued(runs) if cells else {}
     return [cell for cell in cells if cell.running() or cell.name in queued]
 
@@ -213,13 +210,12 @@ def _wait_while_running(waited_for: Sequence[PlannedCommand], runs: str) -> None
 
 
 def _pass_on(stage: Sequence[PlannedCommand], runs: str) -> None:
-    """Ask this process's own workers, known by the locks they hold, to save and stop. Slurm's jobs go on without it.
-
-    Raises ``KeyboardInterrupt`` where there are such jobs: the launcher would wait for their end.
-    """
+    """Ask this process's workers to save and stop. Raises ``KeyboardInterrupt`` if the cells are jobs of Slurm."""
+    # Jobs continue without this process, and the launcher would wait for them; raising leaves it.
     queued = slurm.queued(runs)
     if any(cell.name in queued for cell in stage):
         raise KeyboardInterrupt
+    # Launchers do not tell their workers' pids. The locks do, and name the parent that started each worker.
     for cell in stage:
         for folder in cell.folders:
             owner = read_json(folder.path / "lock.json")
@@ -229,7 +225,8 @@ def _pass_on(stage: Sequence[PlannedCommand], runs: str) -> None:
 
 
 def _saved(plan: Plan, label: str) -> str:
-    """What is done and what a checkpoint holds, after a stop."""
+    """What is done and what the checkpoints hold, after a stop."""
+    # Inside: the checkpoints import torch, and a study that is done needs none.
     from pausebench.training import checkpoint
 
     everything = plan.cells()
@@ -244,4 +241,4 @@ def _saved(plan: Plan, label: str) -> str:
     if jobs:
         arrays = " ".join(sorted({job.partition("_")[0] for job in jobs}))
         lines.append(f"{len(jobs)} of them go on as jobs of Slurm, without this process; scancel {arrays} ends them.")
-    return "\n".join([*lines, "Type the same command to go on from there."])
+    return "\n".join([*lines, "Type the same command to resume."])

@@ -12,12 +12,13 @@ from pausebench.errors import BadInput
 from pausebench.tasks import TASKS, Dataset, Task
 from pausebench.worlds.english import EnglishWorld
 
+# The models of conf/recipes.yaml with a finetuning recipe of their own, small to large.
 MODELS = ("tiny", "small", "130m", "1b")
 LINE = "{:<19}{:<9}{:<19}{:<32}{:>3}  {}"
 
 
 def run(config: TasksConfig) -> dict[str, Any]:
-    """Print the table, one line a task."""
+    """Print the table, one line per task."""
     root = None if config.data.root is None else Path(config.data.root).expanduser()
     if root is not None and not root.is_dir():
         raise BadInput(f"data.root={root} is no folder; it has to hold squad/train.jsonl.gz and the like.")
@@ -31,7 +32,7 @@ def run(config: TasksConfig) -> dict[str, Any]:
 
 
 def _rows(task: Task, root: Path | None) -> str:
-    """Published rows of the two splits, by name; "-" for a split that is not there."""
+    """Number of rows in each of the two splits; "-" if they are not there."""
     if task.dataset is None:
         return f"test {task.generated_rows}, training as needed" if root is None else "-"
     if root is None and not task.worlds:
@@ -43,6 +44,7 @@ def _rows(task: Task, root: Path | None) -> str:
 
 
 def _count(dataset: Dataset, split: str, root: Path | None) -> str:
+    # A folder may hold some of the datasets only: the table then shows which.
     if root is not None and not any((root / dataset.name).glob(f"{split}[.-]*")):
         return "-"
     rows = EnglishWorld().rows(dataset.name, split) if root is None else read_split(root, dataset.name, split)

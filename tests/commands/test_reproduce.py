@@ -134,7 +134,7 @@ def test_ctrl_c_says_what_is_done_and_how_to_go_on(tmp_path: Path) -> None:
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert "cells are done" in err
-    assert "Type the same command to go on" in err
+    assert "Type the same command to resume" in err
     assert "Traceback" not in err
     assert not list(root.glob("*/*/lock.json"))
 
